@@ -1,0 +1,1 @@
+"""Schemas of everything a user writes or a run leaves behind; no torch in here."""

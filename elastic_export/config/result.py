@@ -1,0 +1,112 @@
+"""What a run leaves behind, as data: measurements, rows of the final table, the whole report."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from elastic_export.config.base import Schema
+
+__all__ = ["Accuracy", "BuildResult", "BundleResult", "Cost", "DescendantResult", "Latency"]
+
+
+class Latency(Schema):
+    """One settled (or inconclusive) measurement; times in milliseconds for one batch."""
+
+    runner: str
+    precision: str
+    batch_size: int
+    threads: int
+    median_ms: float
+    p90_ms: float
+    p99_ms: float
+    cov: float
+    samples: int
+    runs: int
+    settled: bool
+    machine: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """Say ``settled`` or ``inconclusive``, the words of every table."""
+        return "settled" if self.settled else "inconclusive"
+
+
+class Accuracy(Schema):
+    """Top-1 in percent on a named split, and what was run to get it.
+
+    ``how`` is ``deployed`` when the artifact ran on the runtime it is meant for, ``emulated`` when
+    the same flavour ran in ONNX Runtime because the device is absent.
+    """
+
+    top1: float
+    images: int
+    split: str
+    runner: str
+    how: Literal["deployed", "emulated"]
+
+
+class Cost(Schema):
+    """Costs of one descendant; MACs follow the convention of ``docs/architecture.md``."""
+
+    macs: int
+    algorithmic_macs: int
+    hardware_macs: int
+    params: int
+
+
+class BundleResult(Schema):
+    """One descendant on one target.
+
+    ``files`` maps a precision to the file's path relative to the bundle folder; ``bytes`` to its
+    size. ``latency`` holds what was measured on this machine (only where the target is this
+    machine). ``hardware_macs`` is what this target executes. ``engines`` tells of each compiled
+    engine, ``notes`` why something is absent.
+    """
+
+    target: str
+    folder: str
+    files: dict[str, str]
+    bytes: dict[str, int]
+    accuracy: dict[str, Accuracy]
+    latency: dict[str, Latency] = Field(default_factory=dict)
+    hardware_macs: int | None = None
+    chosen: str | None = None
+    chosen_because: str = ""
+    engines: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    checks: dict[str, Any] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class DescendantResult(Schema):
+    """One row of the final table before it is spread over targets.
+
+    ``cost.macs`` counts dense MACs, ``algorithmic_macs`` an N:M layer as N/M, ``hardware_macs``
+    what a 2:4 capable device really skips. ``accuracy`` maps ``fp32``, ``2:4`` and ``int8`` to
+    what was measured in ONNX Runtime on the test split.
+    """
+
+    name: str
+    spec_id: str
+    spec: dict[str, Any]
+    cost: Cost
+    accuracy: dict[str, Accuracy]
+    search_accuracy: float | None = None
+    bundles: tuple[BundleResult, ...] = ()
+
+
+class BuildResult(Schema):
+    """Everything ``report`` needs: it reads this file and nothing else."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    created: str
+    recipe: dict[str, Any]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    dataset: dict[str, Any]
+    supernet: dict[str, Any]
+    descendants: tuple[DescendantResult, ...]
+    stages: tuple[dict[str, Any], ...]
+    wall_seconds: float
