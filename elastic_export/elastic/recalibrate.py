@@ -1,0 +1,73 @@
+"""BatchNorm statistics of a descendant, estimated anew: the shared ones fit no single network.
+
+Source: Yu et al., BigNAS (arXiv 2003.11142), and the Once-for-all code; cumulative averaging as in
+ElasticViT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from elastic_export.errors import UserError
+
+__all__ = ["has_batchnorm", "recalibrate"]
+
+_BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def has_batchnorm(module: nn.Module) -> bool:
+    """Tell whether the module keeps running statistics."""
+    return any(isinstance(m, _BatchNorm) for m in module.modules())
+
+
+def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> float:
+    """Reset the running statistics and average them over ``batches``, in place.
+
+    Everything but BatchNorm runs in eval mode, without gradients; each batch weighs the same
+    (momentum None).
+
+    Args:
+        module: A plain module; left in eval mode.
+        batches: Images (B, C, H, W) float, at least one batch of two or more.
+
+    Returns:
+        The largest change of a running mean, in units of the new standard deviation of its
+        channel; 0.0 for a module without BatchNorm.
+
+    Raises:
+        UserError: There was no batch.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    module.eval()
+    if not norms:
+        return 0.0
+    before = [m.running_mean.clone() for m in norms if m.running_mean is not None]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    seen = 0
+    try:
+        with torch.no_grad():
+            for x in batches:
+                module(x)
+                seen += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        module.eval()
+    if not seen:
+        raise UserError(
+            "There are no images to estimate the BatchNorm statistics from.",
+            "Give the data set a non-empty training split.",
+        )
+    changes = [
+        ((norm.running_mean - old).abs() / (norm.running_var + norm.eps).sqrt()).max().item()
+        for norm, old in zip(norms, before, strict=True)
+        if norm.running_mean is not None and norm.running_var is not None
+    ]
+    return max(changes, default=0.0)

@@ -1,0 +1,85 @@
+"""Masks for a whole module: which layers get a pattern, and the check that they have it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from elastic_export.errors import CheckFailed, UserError
+from elastic_export.space.cost import reduction_block
+from elastic_export.sparsity.patterns import pattern_holds, pattern_mask
+
+__all__ = ["check_patterns", "eligible_layers", "make_masks"]
+
+
+def eligible_layers(module: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Module]:
+    """Linear layers and ungrouped convolutions by name, without those a skip pattern matches.
+
+    A skip pattern matches a module's full name (``head``, ``layer1.*``) or the name of a parent.
+    """
+    skip = tuple(skip)
+
+    def skipped(name: str) -> bool:
+        parts = name.split(".")
+        names = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        return any(fnmatchcase(n, pattern) for n in names for pattern in skip)
+
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1))
+        and not skipped(name)
+    }
+
+
+def make_masks(
+    module: nn.Module, pattern: str, skip: Iterable[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Magnitude masks of one pattern for every eligible layer.
+
+    Returns:
+        Parameter name to a bool tensor of its shape, true where kept.
+
+    Raises:
+        UserError: No layer is left, or a layer's reduction axis is not a multiple of M.
+    """
+    m = reduction_block(pattern)
+    layers = eligible_layers(module, skip)
+    if not layers:
+        raise UserError(
+            "Every layer is skipped, so there is nothing to make sparse.",
+            "Shorten sparsify.skip, or leave sparsify out of the recipe.",
+        )
+    for name, layer in layers.items():
+        k = layer.get_parameter("weight").shape[1]
+        if k % m:
+            raise UserError(
+                f"{name} has {k} inputs, which is no multiple of {m}, so it cannot be {pattern}.",
+                f"Choose widths that are multiples of {m}, or add {name} to sparsify.skip.",
+            )
+    return {
+        f"{name}.weight": pattern_mask(layer.get_parameter("weight"), pattern)
+        for name, layer in layers.items()
+    }
+
+
+def check_patterns(tensors: Mapping[str, torch.Tensor], patterns: Mapping[str, str]) -> None:
+    """Prove that every named weight holds its pattern along the reduction axis.
+
+    Raises:
+        CheckFailed: A weight is missing or breaks its pattern.
+    """
+    for name, pattern in patterns.items():
+        if name not in tensors:
+            raise CheckFailed(
+                f"{name} should be {pattern}, but the network has no such weight.",
+                "This is a fault of the stage that ran last; please report it.",
+            )
+        if not pattern_holds(tensors[name], pattern):
+            raise CheckFailed(
+                f"{name} should be {pattern}, but a group holds too many values.",
+                "Run the sparsify stage again; if it stays, please report it.",
+            )
