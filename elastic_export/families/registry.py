@@ -1,0 +1,62 @@
+"""Find a family by name; families register themselves where they are defined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pydantic
+
+from elastic_export.config.base import Schema
+from elastic_export.elastic.family import Family
+from elastic_export.errors import UserError, did_you_mean
+
+__all__ = ["families", "family_config", "get_family", "register"]
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def register(family: type[Any]) -> type[Any]:
+    """Class decorator: make one instance of the family known under its name."""
+    _FAMILIES[family.name] = family()
+    return family
+
+
+def families() -> dict[str, Family]:
+    """All families by name."""
+    from elastic_export.families import resnet, vit  # noqa: F401 - they register themselves
+
+    return dict(sorted(_FAMILIES.items()))
+
+
+def get_family(name: str) -> Family:
+    """Look a family up.
+
+    Raises:
+        UserError: There is no such family.
+    """
+    known = families()
+    if name not in known:
+        raise UserError(f'There is no family "{name}".', did_you_mean(name, list(known)))
+    return known[name]
+
+
+def family_config(family: Family, raw: dict[str, Any]) -> Schema:
+    """Check a family's settings.
+
+    Raises:
+        UserError: A key is unknown or a value does not fit; every problem is named.
+    """
+    try:
+        return family.Config.model_validate(raw)
+    except pydantic.ValidationError as error:
+        problems = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"])
+            text = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                text = "unknown key. " + did_you_mean(where, list(family.Config.model_fields))
+            problems.append(f"model.config{'.' + where if where else ''}: {text}")
+        raise UserError(
+            f"The settings of family {family.name} are not valid: {'; '.join(problems)}.",
+            "Correct model.config in the recipe.",
+        ) from error
