@@ -1,0 +1,4 @@
+"""Timing on this machine: the protocol, its verdicts, and what the machine is.
+
+Nothing here knows what it times: candidates are plain callables.
+"""

@@ -1,0 +1,155 @@
+"""What the page tells of each target: files, accuracies, engines, checks and notes, as plain cells.
+
+Checks and engines come as free-form records; they are laid out by the keys they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic_export.config.result import Accuracy, BuildResult, BundleResult
+from elastic_export.report.frames import targets
+from elastic_export.report.units import MISSING, percent, seconds, size
+
+__all__ = ["Grid", "TargetDetails", "cell", "describe_targets", "flat"]
+
+ENGINE_KEYS = ("status", "runtime", "version", "sm", "layers", "seconds", "bytes")
+SIGNIFICANT = 3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text; empty when it has no rows."""
+
+    header: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class TargetDetails:
+    """One target over all descendants; ``notes`` hold for all of them unless they name one."""
+
+    name: str
+    bundles: Grid
+    engines: Grid
+    checks: Grid
+    notes: tuple[str, ...] = field(default=())
+
+
+def describe_targets(result: BuildResult) -> list[TargetDetails]:
+    """Gather what is known of each target, in the order of the result."""
+    found = []
+    for target in targets(result):
+        own = [
+            (descendant.name, bundle)
+            for descendant in result.descendants
+            for bundle in descendant.bundles
+            if bundle.target == target
+        ]
+        found.append(TargetDetails(target, _bundles(own), _engines(own), _checks(own), _notes(own)))
+    return found
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name nested values by their path: ``{"a": {"b": 1}}`` becomes ``{"a \u203a b": 1}``."""
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        name = f"{prefix} \u203a {key}" if prefix else str(key)
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, name)
+        else:
+            found[name] = value
+    return found
+
+
+def cell(value: Any, key: str = "") -> str:
+    """Write any JSON value for a reader; durations and sizes by the name of their key."""
+    last = key.rpartition(" ")[2]
+    if value is None or value == "" or value == [] or value == {}:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)) and last in ("seconds", "wall_seconds"):
+        return seconds(value)
+    if isinstance(value, (int, float)) and last == "bytes":
+        return size(value)
+    if isinstance(value, float):
+        return f"{value:.{SIGNIFICANT}g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(cell(item) for item in value)
+    return str(value)
+
+
+def _bundles(own: Sequence[tuple[str, BundleResult]]) -> Grid:
+    header = ("Descendant", "Files", "Top-1", "Chosen", "Why", "Folder")
+    rows = [
+        (
+            name,
+            "\n".join(
+                f"{precision}: {file} ({size(bundle.bytes.get(precision))})"
+                for precision, file in bundle.files.items()
+            ),
+            "\n".join(
+                f"{precision}: {_top1(value)}" for precision, value in bundle.accuracy.items()
+            ),
+            bundle.chosen or MISSING,
+            bundle.chosen_because or MISSING,
+            bundle.folder,
+        )
+        for name, bundle in own
+    ]
+    return _without_empty_columns(header, rows)
+
+
+def _top1(accuracy: Accuracy) -> str:
+    text = f"{percent(accuracy.top1)} %"
+    return f"{text}, emulated in {accuracy.runner}" if accuracy.how == "emulated" else text
+
+
+def _engines(own: Sequence[tuple[str, BundleResult]]) -> Grid:
+    records = [
+        (name, precision, flat(engine))
+        for name, bundle in own
+        for precision, engine in bundle.engines.items()
+    ]
+    keys = _ordered(ENGINE_KEYS, (record for _, _, record in records))
+    rows = [
+        (name, precision, *(cell(record.get(key), key) for key in keys))
+        for name, precision, record in records
+    ]
+    return _without_empty_columns(("Descendant", "Precision", *keys), rows)
+
+
+def _checks(own: Sequence[tuple[str, BundleResult]]) -> Grid:
+    records = [(name, flat(bundle.checks)) for name, bundle in own if bundle.checks]
+    keys = _ordered((), (record for _, record in records))
+    rows = [(name, *(cell(record.get(key), key) for key in keys)) for name, record in records]
+    return Grid(("Descendant", *keys), tuple(rows)) if rows else Grid()
+
+
+def _notes(own: Sequence[tuple[str, BundleResult]]) -> tuple[str, ...]:
+    """Say once what holds for all; otherwise name the descendants it holds for."""
+    holders: dict[str, list[str]] = {}
+    for name, bundle in own:
+        for note in bundle.notes:
+            holders.setdefault(note, []).append(name)
+    return tuple(
+        note if len(names) == len(own) else f"{', '.join(names)}: {note}"
+        for note, names in holders.items()
+    )
+
+
+def _ordered(first: Sequence[str], records: Iterable[Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for record in records for key in record)
+    return [key for key in first if key in keys] + [key for key in keys if key not in first]
+
+
+def _without_empty_columns(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Grid:
+    if not rows:
+        return Grid()
+    keep = [i for i in range(len(header)) if any(row[i] not in ("", MISSING) for row in rows)]
+    return Grid(tuple(header[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in rows))

@@ -1,0 +1,176 @@
+"""The final table for a terminal: everything in 120 columns, stacked into 80."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from elastic_export.config.result import BuildResult
+from elastic_export.report.frames import Row, accuracy_sources, final_rows, measured_target, rows
+from elastic_export.report.summary import sentences
+from elastic_export.report.units import MISSING, count, milliseconds, percent, size
+
+__all__ = ["final_table", "render"]
+
+WIDE = 118
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A header and one cell per row; cells of several lines stack figures."""
+
+    header: str
+    cells: list[Text]
+    left: bool = False
+
+
+def render(result: BuildResult, width: int) -> RenderableType:
+    """Give the final table with the result in words under it, for a console of that width."""
+    words = Table.grid(padding=(0, 1, 0, 0))
+    for sentence in sentences(result):
+        words.add_row("\u2022", Text(sentence))
+    parts: list[RenderableType] = [final_table(result, width)]
+    note = _note(result)
+    if note:
+        parts.append(Text(note, style="dim"))
+    return Group(*parts, Text(""), words)
+
+
+def final_table(result: BuildResult, width: int) -> Table:
+    """Lay out one row per descendant; columns that nobody has a figure for are left out.
+
+    Args:
+        result: What the build found.
+        width: Columns of the console. From 118 on every figure has its own column, below that
+            related figures stand on top of each other.
+    """
+    table_rows = final_rows(result)
+    columns = _wide(table_rows) if width >= WIDE else _stacked(table_rows)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        header_style="bold",
+        show_lines=False,
+        title=Text(_title(result), style="bold"),
+        title_justify="left",
+    )
+    for column in columns:
+        table.add_column(
+            Text(column.header),
+            justify="left" if column.left else "right",
+            vertical="top",
+            overflow="ellipsis",
+            no_wrap=not column.left,
+            min_width=8 if column.left else None,
+        )
+    for index in range(len(table_rows)):
+        table.add_row(*(column.cells[index] for column in columns))
+    return table
+
+
+def _title(result: BuildResult) -> str:
+    target = measured_target(result)
+    return f"{result.name}, measured on {target}" if target else result.name
+
+
+def _note(result: BuildResult) -> str:
+    table = rows(result)
+    parts = []
+    first = next((row for row in table if row.runner), None)
+    if first:
+        plural = "thread" if first.threads == 1 else "threads"
+        parts.append(
+            f"Latency: {first.runner}, batch {first.batch_size}, {first.threads} {plural}, "
+            "median and p99 of single calls."
+        )
+    emulated = accuracy_sources(result)["emulated"]
+    if emulated:
+        parts.append(f"Accuracy emulated in ONNX Runtime for {', '.join(emulated)}.")
+    return " ".join(parts)
+
+
+def _wide(table: Sequence[Row]) -> list[_Column]:
+    columns = [
+        _Column("descendant", [Text(row.descendant, style="bold") for row in table], left=True),
+        _numbers("top-1 %\nfp32", [percent(row.top1_fp32) for row in table]),
+        _numbers("\n2:4", [percent(row.top1_2_4) for row in table]),
+        _numbers("\nint8", [percent(row.top1_int8) for row in table]),
+        _numbers("MACs\nalgor.", [count(row.algorithmic_macs) for row in table]),
+        _numbers("MACs\nhardw.", [count(row.hardware_macs) for row in table]),
+        _numbers("\nparams", [count(row.params) for row in table]),
+        _numbers("file\nfp32", [size(row.bytes_fp32) for row in table]),
+        _numbers("file\nint8", [size(row.bytes_int8) for row in table]),
+        _numbers("fp32 ms\nmedian", [milliseconds(row.fp32_median_ms) for row in table]),
+        _numbers("\np99", [milliseconds(row.fp32_p99_ms) for row in table]),
+        _numbers("int8 ms\nmedian", [milliseconds(row.int8_median_ms) for row in table]),
+        _numbers("\np99", [milliseconds(row.int8_p99_ms) for row in table]),
+        _Column("\nchosen", [_chosen(row) for row in table], left=True),
+        _Column("\nsettled", [_status(row, row.status) for row in table], left=True),
+    ]
+    return [column for column in columns if _has_figures(column)]
+
+
+def _stacked(table: Sequence[Row]) -> list[_Column]:
+    short = {"settled": "settled", "inconclusive": "inconcl.", "": ""}
+    columns = [
+        _Column("descendant", [Text(row.descendant, style="bold") for row in table], left=True),
+        _numbers("top-1\nfp32", [percent(row.top1_fp32) for row in table]),
+        _numbers("\n2:4", [percent(row.top1_2_4) for row in table]),
+        _numbers("\nint8", [percent(row.top1_int8) for row in table]),
+        _pairs(
+            "MACs\nalg/hw", [(count(r.algorithmic_macs), count(r.hardware_macs)) for r in table]
+        ),
+        _numbers("\nparams", [count(row.params) for row in table]),
+        _pairs("file\nfp/int8", [(size(r.bytes_fp32), size(r.bytes_int8)) for r in table]),
+        _pairs(
+            "fp32 ms\nmed/p99",
+            [(milliseconds(r.fp32_median_ms), milliseconds(r.fp32_p99_ms)) for r in table],
+        ),
+        _pairs(
+            "int8 ms\nmed/p99",
+            [(milliseconds(r.int8_median_ms), milliseconds(r.int8_p99_ms)) for r in table],
+        ),
+        _Column(
+            "chosen\nsettled",
+            [
+                Text("\n").join([_chosen(row), _status(row, short[row.status])])
+                if row.chosen or row.status
+                else Text(MISSING)
+                for row in table
+            ],
+            left=True,
+        ),
+    ]
+    return [column for column in columns if _has_figures(column)]
+
+
+def _pairs(header: str, pairs: list[tuple[str, str]]) -> _Column:
+    """Stack two figures; a pair without any is one dash."""
+    return _numbers(
+        header,
+        [first if first == second == MISSING else f"{first}\n{second}" for first, second in pairs],
+    )
+
+
+def _numbers(header: str, cells: list[str]) -> _Column:
+    return _Column(header, [Text(cell) for cell in cells])
+
+
+def _has_figures(column: _Column) -> bool:
+    return any(cell.plain != MISSING for cell in column.cells)
+
+
+def _chosen(row: Row) -> Text:
+    return Text(row.chosen, style="bold cyan") if row.chosen else Text(MISSING)
+
+
+def _status(row: Row, word: str) -> Text:
+    if not row.status:
+        return Text(MISSING)
+    return Text(word, style="yellow" if row.status == "inconclusive" else "green")
