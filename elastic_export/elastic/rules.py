@@ -90,18 +90,10 @@ class Selection(Rule):
 
 
 @dataclass(frozen=True)
-class Prefix(Selection):
-    """The first ``shape[i]`` entries along each dimension."""
+class View(Selection):
+    """A selection that shares the source's memory."""
 
-    shape: tuple[int, ...]
     is_view = True
-
-    def cut(self, tensor: Tensor) -> Tensor:
-        """Narrow each dimension that is not taken whole."""
-        for dim, size in enumerate(self.shape):
-            if size != tensor.shape[dim]:
-                tensor = tensor.narrow(dim, 0, size)
-        return tensor
 
     def write_back(self, tensors: Tensors, value: Tensor) -> None:
         """Do nothing where the value is the view itself, else copy it in."""
@@ -109,6 +101,20 @@ class Prefix(Selection):
             view = self.cut(tensors[self.source])
             if view.data_ptr() != value.data_ptr():
                 view.copy_(value)
+
+
+@dataclass(frozen=True)
+class Prefix(View):
+    """The first ``shape[i]`` entries along each dimension."""
+
+    shape: tuple[int, ...]
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """Narrow each dimension that is not taken whole."""
+        for dim, size in enumerate(self.shape):
+            if size != tensor.shape[dim]:
+                tensor = tensor.narrow(dim, 0, size)
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class GroupPrefix(Selection):
 
 
 @dataclass(frozen=True)
-class CentreCrop(Selection):
+class CentreCrop(View):
     """The central ``size`` x ``size`` taps of a depthwise kernel ``(C, 1, K, K)``, first channels.
 
     Source: the kernel rule of ElasticViT and AttentiveNAS.
@@ -139,20 +145,12 @@ class CentreCrop(Selection):
 
     channels: int
     size: int
-    is_view = True
 
     def cut(self, tensor: Tensor) -> Tensor:
         """Narrow the channels and crop both kernel axes."""
         margin = (tensor.shape[-1] - self.size) // 2
         end = margin + self.size
         return tensor[: self.channels, ..., margin:end, margin:end]
-
-    def write_back(self, tensors: Tensors, value: Tensor) -> None:
-        """Do nothing where the value is the view itself, else copy it in."""
-        with torch.no_grad():
-            view = self.cut(tensors[self.source])
-            if view.data_ptr() != value.data_ptr():
-                view.copy_(value)
 
 
 @dataclass(frozen=True)

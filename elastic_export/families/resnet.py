@@ -20,12 +20,11 @@ from elastic_export.config.base import Schema
 from elastic_export.elastic.family import Dim, Layout
 from elastic_export.elastic.skeleton import on_meta
 from elastic_export.errors import UserError
+from elastic_export.families.base import Count, ImageConfig, ImageFamily, Ratios, Sizes, ascending
 from elastic_export.families.registry import register
 from elastic_export.space import Axis, Costs, Space, Spec
 
 __all__ = ["PlainResNet", "ResNet", "ResNetConfig", "Stage"]
-
-Sizes = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
 
 
 class Stage(Schema):
@@ -38,17 +37,15 @@ class Stage(Schema):
     block: Literal["basic", "bottleneck"] = "bottleneck"
     depth: Sizes
     width: Sizes
-    expand: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    expand: Ratios
 
     @model_validator(mode="after")
     def _ordered(self) -> Stage:
-        for name in ("depth", "width", "expand"):
-            if list(getattr(self, name)) != sorted(set(getattr(self, name))):
-                raise ValueError(f"{name} must list different values from small to large")
+        ascending(self, "depth", "width", "expand")
         return self
 
 
-class ResNetConfig(Schema):
+class ResNetConfig(ImageConfig):
     """Sizes and choices of one ResNet supernet.
 
     ``stem`` lists the widths after the stem. Where the first block has no shortcut convolution
@@ -56,15 +53,11 @@ class ResNetConfig(Schema):
     Inner widths are rounded to a multiple of ``align``.
     """
 
-    image_size: Annotated[int, Field(gt=0)] = 224
-    in_chans: Annotated[int, Field(gt=0)] = 3
-    num_classes: Annotated[int, Field(gt=0)] = 1000
     stem: Sizes = (64,)
     stem_type: Literal["plain", "deep"] = "plain"
     avg_down: bool = False
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
-    align: Annotated[int, Field(gt=0)] = 1
-    specs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    align: Count = 1
 
     @model_validator(mode="after")
     def _possible(self) -> ResNetConfig:
@@ -186,7 +179,7 @@ def _has_shortcut(config: ResNetConfig, stage: int) -> bool:
 
 
 @register
-class ResNet:
+class ResNet(ImageFamily):
     """The family ``resnet``."""
 
     name = "resnet"
@@ -315,18 +308,6 @@ class ResNet:
                     tensor.fill_(0.0 if name in lasts else 1.0)
                 else:
                     tensor.zero_()
-
-    def input_shape(self, config: ResNetConfig) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        return config.in_chans, config.image_size, config.image_size
-
-    def num_classes(self, config: ResNetConfig) -> int:
-        """The length of the logits."""
-        return config.num_classes
-
-    def named_specs(self, config: ResNetConfig) -> dict[str, Mapping[str, Any]]:
-        """The specs the config names."""
-        return dict(config.specs)
 
     def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:
         """Every convolution with the BatchNorm behind it."""

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from elastic_export.config.base import Schema
 from elastic_export.elastic.family import Dim, Layout
 from elastic_export.elastic.skeleton import on_meta
 from elastic_export.errors import UserError
+from elastic_export.families.base import Count, ImageConfig, ImageFamily, Ratios, Sizes, ascending
 from elastic_export.families.registry import register
 from elastic_export.space import Axis, Costs, Space, Spec, density, hardware_density
 from elastic_export.space.cost import reduction_block
@@ -31,10 +31,9 @@ __all__ = ["PlainVit", "Vit", "VitConfig"]
 _LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 # A ratio read back from sizes (hidden / width) may lie a rounding error below the true one.
 _ROUNDING = 1e-6
-Sizes = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
 
 
-class VitConfig(Schema):
+class VitConfig(ImageConfig):
     """Sizes and choices of one ViT supernet; a single choice makes a fixed part.
 
     Choices are listed from small to large. ``nm`` lists patterns from sparse to dense and applies
@@ -42,16 +41,13 @@ class VitConfig(Schema):
     number of heads.
     """
 
-    image_size: Annotated[int, Field(gt=0)] = 224
-    patch_size: Annotated[int, Field(gt=0)] = 16
-    in_chans: Annotated[int, Field(gt=0)] = 3
-    num_classes: Annotated[int, Field(gt=0)] = 1000
+    patch_size: Count = 16
     width: Sizes = (192,)
     depth: Sizes = (12,)
     heads: Sizes = (3,)
-    mlp_ratio: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (4.0,)
+    mlp_ratio: Ratios = (4.0,)
     nm: Annotated[tuple[str, ...], Field(min_length=1)] = ("dense",)
-    head_dim: Annotated[int, Field(gt=0)] | None = None
+    head_dim: Count | None = None
     class_token: bool = True
     reg_tokens: Annotated[int, Field(ge=0)] = 0
     distilled: bool = False
@@ -60,14 +56,10 @@ class VitConfig(Schema):
     global_pool: Literal["token", "avg"] = "token"
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     pos_std: Annotated[float, Field(ge=0)] = 0.02
-    specs: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _possible(self) -> VitConfig:
-        for name in ("width", "depth", "heads", "mlp_ratio"):
-            choices = getattr(self, name)
-            if list(choices) != sorted(set(choices)):
-                raise ValueError(f"{name} must list different values from small to large")
+        ascending(self, "width", "depth", "heads", "mlp_ratio")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -119,8 +111,11 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, _ = x.shape
-        packed = self.qkv(x).reshape(batch, tokens, 3, self.heads, self.head_dim)
-        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        # Chunks become one Split in ONNX, where timm's unbind becomes six nodes.
+        q, k, v = (
+            part.reshape(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
 
@@ -220,7 +215,7 @@ class PlainVit(nn.Module):
 
 
 @register
-class Vit:
+class Vit(ImageFamily):
     """The family ``vit``."""
 
     name = "vit"
@@ -340,18 +335,6 @@ class Vit:
                 else:
                     std = config.pos_std if name == "pos_embed" else 0.02
                     tensor.normal_(0.0, std, generator=generator).clamp_(-2 * std, 2 * std)
-
-    def input_shape(self, config: VitConfig) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        return config.in_chans, config.image_size, config.image_size
-
-    def num_classes(self, config: VitConfig) -> int:
-        """The length of the logits."""
-        return config.num_classes
-
-    def named_specs(self, config: VitConfig) -> dict[str, Mapping[str, Any]]:
-        """The specs the config names."""
-        return dict(config.specs)
 
     def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:
         """None: a ViT has no BatchNorm."""
