@@ -1,0 +1,118 @@
+"""Put one descendant's files for one target into a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elastic_export.artifacts import provenance
+from elastic_export.config.result import Accuracy
+from elastic_export.config.targets import ResolvedTarget
+from elastic_export.config.transform import Transform
+from elastic_export.elastic import Descendant
+from elastic_export.engine.bundle import sample_file, trtexec_script, write_bundle
+from elastic_export.pipeline.exporting import TOLERANCE, File
+
+__all__ = ["Content", "bundle"]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What goes into a bundle beside the descendant and the target.
+
+    Attributes:
+        paths: Precision to ONNX file.
+        files: Precision to what the file is.
+        samples: ``input`` and, by file name, logits.
+        engines: Precision to engine file.
+        reports: Precision to what the builder said.
+        accuracy: Precision to measured accuracy.
+        checks: Precision to what the export's checks found.
+    """
+
+    paths: Mapping[str, Path]
+    files: Mapping[str, File]
+    samples: Mapping[str, np.ndarray]
+    checks: Mapping[str, Any]
+    accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
+    engines: Mapping[str, Path] = field(default_factory=dict)
+    reports: Mapping[str, Any] = field(default_factory=dict)
+
+
+def bundle(
+    folder: Path,
+    name: str,
+    one: Descendant,
+    target: ResolvedTarget,
+    transform: Transform,
+    content: Content,
+    *,
+    chosen: str | None,
+    notes: list[str],
+) -> dict[str, str]:
+    """Write the bundle.
+
+    Returns:
+        Precision to the model's file name in the bundle.
+    """
+    models = {precision: f"model.{precision}.onnx" for precision in content.files}
+    inputs = content.samples["input"]
+    logits = {p: content.samples[file.name] for p, file in content.files.items()}
+    files: dict[str, Path | bytes] = {models[p]: content.paths[p] for p in models}
+    files |= {f"model.{p}.engine": path for p, path in content.engines.items()}
+    files["sample.safetensors"] = sample_file(inputs, logits)
+    for precision, file in content.files.items():
+        if target.target.build_on == "device":
+            files[f"build_engine_{precision}.sh"] = trtexec_script(
+                models[precision],
+                strongly_typed=True,
+                sparse=bool(one.patterns) and file.precision != "fp32",
+                quantized=file.precision == "int8",
+                version=target.software.runtime_version,
+            ).encode()
+    classes = next(iter(logits.values())).shape[1]
+    batch = int(next(iter(content.checks.values()))["batch_size"])
+    write_bundle(
+        folder,
+        manifest_fields={
+            "name": name,
+            "target": target.identity,
+            "runtime": {
+                "name": target.software.runtime,
+                "version": target.software.runtime_version,
+            },
+            "models": models,
+            "chosen": chosen,
+            "descendant": {
+                "family": one.family,
+                "config": one.config,
+                "genes": one.genes,
+                "spec_id": one.spec_id,
+                "patterns": one.patterns,
+                "batchnorm_folded": one.folded,
+            },
+            "inputs": [_port("input", (batch, *inputs.shape[1:]))],
+            "outputs": [_port("logits", (batch, classes))],
+            "transform": transform,
+            "sample": {
+                "file": "sample.safetensors",
+                "images": len(inputs),
+                "tolerance": {p: TOLERANCE[file.precision] for p, file in content.files.items()},
+            },
+            "accuracy": dict(content.accuracy),
+            "checks": dict(content.checks),
+            "engines": dict(content.reports),
+            "versions": provenance.versions(),
+            "notes": notes,
+        },
+        files=files,
+    )
+    return models
+
+
+def _port(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": name, "dtype": "float32", "shape": list(shape)}

@@ -1,0 +1,269 @@
+"""The export and compile stages: ONNX flavours proven equal to torch, engines where possible."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from elastic_export.artifacts.store import Artifact
+from elastic_export.config.result import Cost
+from elastic_export.config.targets import ResolvedTarget
+from elastic_export.elastic import Descendant
+from elastic_export.elastic.macs import count_macs
+from elastic_export.engine import tensorrt_rtx
+from elastic_export.export import (
+    check_finite,
+    check_no_weight_slices,
+    check_opset,
+    check_parity,
+    check_pattern_onnx,
+    emit,
+    emit_fp16,
+    export_fp32,
+    fused_ops,
+)
+from elastic_export.pipeline.flow import Flow
+from elastic_export.pipeline.quantizing import RECORD
+from elastic_export.pipeline.workshop import Workshop
+from elastic_export.progress import Progress
+from elastic_export.quantize.fake import fake_quantize
+from elastic_export.quantize.record import QuantizationRecord
+
+__all__ = [
+    "CHECKS",
+    "OPSET",
+    "TOLERANCE",
+    "File",
+    "compile_engines",
+    "export",
+    "files_for",
+    "write_files",
+]
+
+OPSET = 20
+CHECKS = "checks.json"
+DENSE, LEAN = "dense", "sparse"
+_TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
+_PARITY_IMAGES = 16
+
+# Largest difference of a logit relative to the largest logit, by precision. FP32 is float rounding;
+# FP16 has eleven bits; an INT8 graph may round single values the other way than torch does, and
+# each such step travels through the layers behind it.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-1}
+
+
+@dataclass(frozen=True)
+class File:
+    """One ONNX file: which weights it holds, its precision and its flavour."""
+
+    weights: str
+    precision: str
+    flavour: Literal["plain", "ort-cpu", "trt-strong"]
+
+    @property
+    def name(self) -> str:
+        """The file's name: ``sparse.int8.ort-cpu.onnx``."""
+        return f"{self.weights}.{self.precision}.{self.flavour}.onnx"
+
+
+def files_for(shop: Workshop, target: ResolvedTarget) -> dict[str, File]:
+    """The files a target gets, by precision.
+
+    FP32 is the dense network, the yardstick; FP16 and INT8 hold the sparse weights where the
+    recipe makes some.
+    """
+    recipe = shop.recipe
+    lean = LEAN if recipe.sparsify is not None else DENSE
+    found: dict[str, File] = {}
+    for precision, flavour in target.target.flavours.items():
+        if precision == "int8" and recipe.quantize is None:
+            continue
+        weights = DENSE if precision == "fp32" else lean
+        found[precision] = File(weights, precision, flavour)
+    return found
+
+
+def export(
+    flow: Flow,
+    shop: Workshop,
+    name: str,
+    sources: dict[str, Artifact | None],
+    record: Artifact | None,
+    targets: list[ResolvedTarget],
+) -> Artifact | None:
+    """Write every file the targets need, each checked before it is kept.
+
+    Args:
+        flow: The store and the plan.
+        shop: The recipe and what is loaded.
+        name: The descendant's name.
+        sources: ``dense`` and, where made, ``sparse`` descendants.
+        record: The quantization record of the sparse (else dense) one.
+        targets: All targets of the recipe.
+    """
+    files = {file for target in targets for file in files_for(shop, target).values()}
+    files |= {File(weights, "fp32", "plain") for weights in sources}
+    wanted = sorted(files, key=lambda file: file.name)
+    opset = min(OPSET, *(target.software.max_opset for target in targets))
+    config = {
+        "files": [file.name for file in wanted],
+        "opset": opset,
+        "batch_size": shop.recipe.measure.batch_size,
+        "sample": shop.data_digests["search"],
+    }
+    quantized = any(file.precision == "int8" for file in wanted)
+    inputs = [*sources.values(), *([record] if quantized else [])]
+
+    def make(folder: Path, work: Path) -> dict[str, Any]:
+        loaded = {
+            weights: shop.descendant(artifact)
+            for weights, artifact in sources.items()
+            if artifact is not None
+        }
+        found = QuantizationRecord.load(record.path / RECORD) if record is not None else None
+        batch = shop.recipe.measure.batch_size
+        count = max(batch, _PARITY_IMAGES // batch * batch)
+        x = next(iter(shop.data.search.head(count).batches(count)))[0]
+        shop.progress.start(f"export {name}", len(wanted))
+        checks: dict[str, dict[str, Any]] = {}
+        try:
+            for weights, one in loaded.items():
+                some = [file for file in wanted if file.weights == weights]
+                checks |= write_files(folder, one, some, found, x, batch, opset, shop.progress)
+        finally:
+            shop.progress.finish()
+        (folder / CHECKS).write_text(json.dumps(checks, indent=1, sort_keys=True))
+        lean = loaded[LEAN if LEAN in loaded else DENSE]
+        return {"files": len(checks), "cost": cost_of(lean, *x.shape[1:3]).model_dump()}
+
+    return flow.do("export", name, config=config, inputs=inputs, make=make, tools=_TOOLS)
+
+
+def write_files(
+    folder: Path,
+    one: Descendant,
+    files: list[File],
+    record: QuantizationRecord | None,
+    x: Tensor,
+    batch_size: int,
+    opset: int,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Write and check the files of one set of weights; the plain one first, the rest from it.
+
+    Args:
+        folder: Where to write.
+        one: The descendant, folded.
+        files: What to write, the plain FP32 file among them.
+        record: The descendant's quantization record, where an INT8 file is wanted.
+        x: Images for the parity check (n, C, H, W), n a multiple of ``batch_size``.
+        batch_size: The fixed batch of the graphs.
+        opset: The highest opset the targets read.
+        progress: One step a file.
+
+    Returns:
+        File name to what each check found.
+
+    Raises:
+        CheckFailed: A post-condition does not hold.
+    """
+    checks: dict[str, dict[str, Any]] = {}
+    plain = next(file for file in files if file.flavour == "plain")
+    exported = export_fp32(one.module, x[:batch_size], folder / plain.name, opset=opset)
+    for file in [plain, *(f for f in files if f is not plain)]:
+        path = folder / file.name
+        reference: nn.Module = one.module
+        told: dict[str, Any] = {"batch_size": batch_size}
+        if file.precision == "fp16":
+            emit_fp16(exported.path, path)
+        elif file.precision == "int8":
+            assert record is not None
+            assert file.flavour != "plain"
+            report = emit(file.flavour, exported.path, exported.table, record, path)
+            told |= {"int8_layers": len(report.int8), "float_layers": report.kept_float}
+            reference = fake_quantize(one.module, record, asymmetric=file.flavour == "ort-cpu")
+        checks[file.name] = told | _check(path, file, one, reference, x, exported.table, opset)
+        progress.advance(note=file.name)
+    return checks
+
+
+def _check(
+    path: Path,
+    file: File,
+    one: Descendant,
+    reference: nn.Module,
+    x: Tensor,
+    table: Any,
+    opset: int,
+) -> dict[str, Any]:
+    with torch.no_grad():
+        logits: np.ndarray = reference(x).numpy()
+    found = {
+        "opset": check_opset(path, opset),
+        "finite": check_finite(path),
+        "no_weight_slices": check_no_weight_slices(path),
+        "parity": check_parity(path, x.numpy(), logits, TOLERANCE[file.precision]),
+        "bytes": path.stat().st_size,
+    }
+    if one.patterns:
+        found["patterns"] = check_pattern_onnx(path, table, one.patterns)
+    if file.flavour == "ort-cpu":
+        found["fused_ops"] = fused_ops(path)
+    return found
+
+
+def cost_of(one: Descendant, channels: int, size: int) -> Cost:
+    """Count a descendant's costs on its own module."""
+    macs = count_macs(one.module, (channels, size, size))
+    return Cost(
+        macs=macs.total,
+        algorithmic_macs=macs.weighted(one.patterns, hardware=False),
+        hardware_macs=macs.weighted(one.patterns, hardware=True),
+        params=sum(p.numel() for p in one.module.parameters()),
+    )
+
+
+def compile_engines(
+    flow: Flow,
+    shop: Workshop,
+    name: str,
+    exported: Artifact | None,
+    target: ResolvedTarget,
+) -> Artifact | None:
+    """Build engines for a TensorRT-RTX target, where the package is installed.
+
+    Targets with the same compute capability share their engines.
+    """
+    if target.software.runtime != "tensorrt-rtx" or tensorrt_rtx.available() is None:
+        return None
+    files = files_for(shop, target)
+    sm = target.target.sm
+    assert sm is not None  # every gpu target has one
+
+    def make(folder: Path, work: Path) -> dict[str, Any]:
+        assert exported is not None
+        return {
+            precision: tensorrt_rtx.build(
+                exported.path / file.name,
+                folder / f"{precision}.engine",
+                sm=sm,
+                progress=shop.progress,
+            ).to_json()
+            for precision, file in files.items()
+        }
+
+    config = {"sm": sm, "files": {precision: file.name for precision, file in files.items()}}
+    return flow.do(
+        "compile",
+        f"{name} sm_{sm}",
+        config=config,
+        inputs=[exported],
+        make=make,
+        tools=["tensorrt-rtx"],
+    )

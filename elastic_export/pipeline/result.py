@@ -1,0 +1,128 @@
+"""Gather what the stages found into one result, and have a bundle written for each target."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elastic_export.artifacts.store import Artifact
+from elastic_export.config.result import BundleResult, Cost, DescendantResult, Latency
+from elastic_export.config.targets import ResolvedTarget
+from elastic_export.elastic import Descendant
+from elastic_export.engine import tensorrt_rtx
+from elastic_export.pipeline.bundling import Content, bundle
+from elastic_export.pipeline.descend import Named
+from elastic_export.pipeline.exporting import CHECKS, DENSE, LEAN, File, files_for
+from elastic_export.pipeline.measuring import accuracies, latencies, samples
+from elastic_export.pipeline.workshop import Workshop
+
+__all__ = ["Made", "descendant_result", "target_notes"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """All artifacts of one descendant; ``engines`` by the target's identity."""
+
+    named: Named
+    dense: Artifact
+    sparse: Artifact
+    exported: Artifact
+    evaluated: Artifact
+    engines: dict[str, Artifact]
+
+
+def descendant_result(
+    shop: Workshop,
+    made: Made,
+    targets: list[ResolvedTarget],
+    measured: Artifact | None,
+    out: Path,
+) -> DescendantResult:
+    """Write one descendant's bundles below ``out`` and tell everything about it."""
+    one = shop.descendant(made.sparse)
+    cost = Cost.model_validate(made.exported.summary["cost"])
+    found = accuracies(shop, made.evaluated)
+    stations = {"fp32": File(DENSE, "fp32", "plain")}
+    if shop.recipe.sparsify is not None:
+        stations[shop.recipe.sparsify.pattern] = File(LEAN, "fp32", "plain")
+    return DescendantResult(
+        name=made.named.name,
+        spec_id=one.spec_id,
+        spec=one.genes,
+        cost=cost,
+        accuracy={station: found[file.name] for station, file in stations.items()},
+        search_accuracy=made.named.search_accuracy,
+        bundles=tuple(_bundle(shop, made, one, target, cost, measured, out) for target in targets),
+    )
+
+
+def target_notes(target: ResolvedTarget, reports: dict[str, Any]) -> list[str]:
+    """Say in one line what was not done for a target, or what is not known."""
+    runtime = target.software.runtime
+    if runtime == "tensorrt-rtx" and not reports:
+        return ["No engine was built: pip install 'elastic-export[rtx]' and build again."]
+    if runtime == "tensorrt-rtx":
+        return [
+            f"The engines are for TensorRT-RTX {tensorrt_rtx.available()}, not for TensorRT. Its "
+            "builder accepted them; they were not run, so their kernels are not known."
+        ]
+    if runtime == "tensorrt":
+        return ["No engine was built: run a build_engine script of the bundle on the board."]
+    return []
+
+
+def _bundle(
+    shop: Workshop,
+    made: Made,
+    one: Descendant,
+    target: ResolvedTarget,
+    cost: Cost,
+    measured: Artifact | None,
+    out: Path,
+) -> BundleResult:
+    files = files_for(shop, target)
+    built = made.engines.get(target.identity)
+    reports: dict[str, Any] = built.summary if built is not None else {}
+    checks = json.loads((made.exported.path / CHECKS).read_text())
+    found = accuracies(shop, made.evaluated)
+    content = Content(
+        paths={p: made.exported.path / file.name for p, file in files.items()},
+        files=files,
+        samples=samples(made.evaluated),
+        checks={p: checks[file.name] for p, file in files.items()},
+        accuracy={p: found[file.name] for p, file in files.items()},
+        engines={p: built.path / f"{p}.engine" for p in reports} if built is not None else {},
+        reports=reports,
+    )
+    speed: dict[str, Latency] = {}
+    chosen, because = None, "The device was not measured."
+    if target.target.kind == "host" and measured is not None:
+        speed, chosen, because = latencies(measured, made.named.name)
+    notes = target_notes(target, reports)
+    folder = Path("bundles") / made.named.name / target.identity.replace(":", "-")
+    models = bundle(
+        out / folder,
+        f"{shop.recipe.name} {made.named.name}",
+        one,
+        target,
+        shop.data.transform,
+        content,
+        chosen=chosen,
+        notes=notes,
+    )
+    return BundleResult(
+        target=target.identity,
+        folder=folder.as_posix(),
+        files=models,
+        bytes={p: path.stat().st_size for p, path in content.paths.items()},
+        accuracy=dict(content.accuracy),
+        latency=speed,
+        hardware_macs=cost.hardware_macs if target.target.sparse_2_4 else cost.macs,
+        chosen=chosen,
+        chosen_because=because,
+        engines=reports,
+        checks=dict(content.checks),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,278 @@
+"""One step by itself: extract, export, bench, for people who do not want the whole flow."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elastic_export.checkpoints import import_supernet, load_descendant, save_descendant
+from elastic_export.config.loader import load_calibration
+from elastic_export.config.recipe import DataConfig, MeasureConfig
+from elastic_export.config.result import Accuracy
+from elastic_export.config.targets import ResolvedTarget, load_target
+from elastic_export.config.transform import Transform
+from elastic_export.data import Dataset, load_dataset, top1
+from elastic_export.elastic import Descendant, extract
+from elastic_export.elastic.fold import fold_batchnorm
+from elastic_export.engine import tensorrt_rtx
+from elastic_export.engine.bundle import load_bundle
+from elastic_export.engine.runners import OrtRunner
+from elastic_export.errors import UserError
+from elastic_export.families import get_family
+from elastic_export.measure.compare import choose
+from elastic_export.measure.machine import describe_machine
+from elastic_export.measure.protocol import measure_interleaved
+from elastic_export.pipeline.bundling import Content, bundle
+from elastic_export.pipeline.exporting import DENSE, OPSET, File, cost_of, write_files
+from elastic_export.pipeline.measuring import how, predictor
+from elastic_export.pipeline.result import target_notes
+from elastic_export.progress import Progress, no_progress
+from elastic_export.quantize.calibrate import calibrate
+from elastic_export.quantize.record import QuantizationRecord
+
+__all__ = ["bench_bundle", "export_one", "extract_one"]
+
+_PARITY_IMAGES = 16
+_SAMPLES = 4
+
+
+def extract_one(
+    checkpoint: Path,
+    *,
+    family: str | None,
+    format: str,
+    config: Mapping[str, Any],
+    spec: Mapping[str, Any] | str | None,
+    out: Path,
+) -> dict[str, Any]:
+    """Extract one descendant of a checkpoint into a file.
+
+    Args:
+        checkpoint: A supernet of ours or a plain checkpoint.
+        family: The family it must belong to; None to find out.
+        format: ``auto`` or the name of a reader.
+        config: Family settings the file does not hold.
+        spec: ``min``, ``max``, a named spec or a mapping of choices; None is ``max``.
+        out: The folder for ``NAME.safetensors``.
+
+    Returns:
+        What was extracted: path, spec, costs.
+
+    Raises:
+        UserError: The checkpoint or the spec cannot be used.
+        CheckFailed: The extracted network is not what its space says.
+    """
+    supernet = import_supernet(checkpoint, family=family, format=format, config=config).supernet
+    wanted = supernet.spec(spec if spec is not None else "max")
+    one = extract(supernet, wanted)
+    label = spec if isinstance(spec, str) else ("max" if spec is None else one.spec_id)
+    path = out / f"{checkpoint.name.split('.')[0]}-{label}.safetensors"
+    save_descendant(one, path)
+    channels, size, _ = supernet.family.input_shape(supernet.config)
+    return {
+        "path": str(path),
+        "family": one.family,
+        "spec_id": one.spec_id,
+        "spec": one.genes,
+        "patterns": one.patterns,
+        **cost_of(one, channels, size).model_dump(),
+    }
+
+
+def export_one(
+    descendant: Path,
+    *,
+    target: str,
+    out: Path,
+    data: DataConfig | None = None,
+    calibration: str = "max",
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Export one descendant as a bundle for one target.
+
+    Without ``data`` there is nothing to calibrate on or to measure accuracy with: the bundle then
+    holds the floating-point files alone, and its sample is random.
+
+    Args:
+        descendant: What :func:`extract_one` wrote.
+        target: ``NAME[@SOFTWARE[:MODE]]`` or a file.
+        out: Where the bundle goes, as ``NAME/TARGET``.
+        data: The data set, for INT8 and accuracy.
+        calibration: The calibration recipe.
+        progress: Told of everything that takes time.
+
+    Returns:
+        What was written: folder, files, accuracies, checks.
+
+    Raises:
+        UserError: An input cannot be used.
+        CheckFailed: A post-condition of the export does not hold.
+    """
+    place = load_target(target)
+    one = load_descendant(descendant)
+    family = get_family(one.family)
+    if not one.folded:
+        fold_batchnorm(one.module, family.fold_pairs(one.module))
+        one.folded = True
+    shape = family.input_shape(family.Config.model_validate(one.config))
+    dataset = load_dataset(data) if data is not None else None
+    transform = dataset.transform if dataset is not None else _plain_transform(shape)
+    if (transform.channels, transform.size, transform.size) != shape:
+        raise UserError(
+            f"The network reads images of shape {shape}, but the data set gives "
+            f"{(transform.channels, transform.size, transform.size)}.",
+            "Use the data set the network was trained on.",
+        )
+    record = _record(one, dataset, calibration, progress)
+    files = _files(place, record)
+    name = descendant.name.removesuffix(".safetensors")
+    folder = out / name / place.identity.replace(":", "-")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as draft:
+        content = _content(Path(draft), one, files, record, dataset, shape, place, progress)
+        notes = target_notes(place, dict(content.reports))
+        if record is None and "int8" in place.target.flavours:
+            notes.append("There is no INT8 file: give --data to calibrate on.")
+        models = bundle(folder, name, one, place, transform, content, chosen=None, notes=notes)
+    return {
+        "folder": str(folder),
+        "target": place.identity,
+        "models": models,
+        "accuracy": {p: a.model_dump() for p, a in content.accuracy.items()},
+        "checks": dict(content.checks),
+        "engines": dict(content.reports),
+        "notes": notes,
+    }
+
+
+def bench_bundle(
+    folder: Path, *, threads: int = 1, progress: Progress = no_progress
+) -> dict[str, Any]:
+    """Measure every ONNX file of a bundle on this machine, interleaved.
+
+    Files for another runtime than ONNX Runtime run here too; what that says about their device is
+    nothing, and the result says so.
+
+    Raises:
+        UserError: The folder is no bundle.
+        CheckFailed: A file of the bundle was changed.
+    """
+    loaded = load_bundle(folder)
+    shape = loaded.manifest.inputs[0].shape
+    x = torch.randn(*(int(size) for size in shape)).numpy()
+    settings = MeasureConfig(threads=threads, batch_size=int(shape[0]))
+    runners = {p: OrtRunner(loaded.model(p), threads=threads) for p in loaded.manifest.models}
+    timings = measure_interleaved(
+        {p: partial(runner.run, x) for p, runner in runners.items()},
+        settings,
+        progress=progress,
+    )
+    chosen, because = choose(timings)
+    machine = describe_machine()
+    elsewhere = loaded.manifest.runtime.name != "onnxruntime"
+    return {
+        "bundle": str(folder),
+        "name": loaded.manifest.name,
+        "target": loaded.manifest.target,
+        "latency": {
+            p: timing.latency(
+                runner="ONNX Runtime",
+                precision=p,
+                batch_size=settings.batch_size,
+                threads=threads,
+                machine=machine,
+            ).model_dump(mode="json")
+            for p, timing in timings.items()
+        },
+        "chosen": chosen,
+        "chosen_because": because,
+        "note": "These files are for another device; their speed here says nothing about it."
+        if elsewhere
+        else "",
+    }
+
+
+def _plain_transform(shape: tuple[int, int, int]) -> Transform:
+    channels, size, _ = shape
+    return Transform(
+        size=size,
+        resize=None,
+        channels=1 if channels == 1 else 3,
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+    )
+
+
+def _record(
+    one: Descendant, dataset: Dataset | None, calibration: str, progress: Progress
+) -> QuantizationRecord | None:
+    recipe = load_calibration(calibration)
+    if dataset is None:
+        return None
+    split = dataset.train.head(recipe.images, name="calibration")
+    return calibrate(one.module, split, recipe, progress=progress)
+
+
+def _files(place: ResolvedTarget, record: QuantizationRecord | None) -> dict[str, File]:
+    return {
+        precision: File(DENSE, precision, flavour)
+        for precision, flavour in place.target.flavours.items()
+        if precision != "int8" or record is not None
+    }
+
+
+def _content(
+    draft: Path,
+    one: Descendant,
+    files: dict[str, File],
+    record: QuantizationRecord | None,
+    dataset: Dataset | None,
+    shape: tuple[int, int, int],
+    place: ResolvedTarget,
+    progress: Progress,
+) -> Content:
+    opset = min(OPSET, place.software.max_opset)
+    if dataset is None:
+        x = torch.randn(_PARITY_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+    else:
+        x = next(iter(dataset.search.head(_PARITY_IMAGES).batches(_PARITY_IMAGES)))[0]
+    progress.start("export", len(files))
+    wanted = list({File(DENSE, "fp32", "plain"), *files.values()})
+    checks = write_files(draft, one, wanted, record, x, 1, opset, progress)
+    progress.finish()
+    samples = {"input": x[:_SAMPLES].numpy()}
+    accuracy = {}
+    for precision, file in files.items():
+        run = predictor(OrtRunner(draft / file.name), 1)
+        samples[file.name] = torch.cat([run(part) for part in x[:_SAMPLES].split(1)]).numpy()
+        if dataset is not None:
+            accuracy[precision] = Accuracy(
+                top1=top1(run, dataset.test, batch_size=1),
+                images=len(dataset.test),
+                split="test",
+                runner="ONNX Runtime",
+                how=how(file.name),
+            )
+    engines, reports = {}, {}
+    if place.software.runtime == "tensorrt-rtx" and tensorrt_rtx.available() is not None:
+        for precision, file in files.items():
+            engines[precision] = draft / f"{precision}.engine"
+            assert place.target.sm is not None
+            report = tensorrt_rtx.build(
+                draft / file.name, engines[precision], sm=place.target.sm, progress=progress
+            )
+            reports[precision] = report.to_json()
+    return Content(
+        paths={p: draft / file.name for p, file in files.items()},
+        files=files,
+        samples=samples,
+        checks={p: checks[file.name] for p, file in files.items()},
+        accuracy=accuracy,
+        engines=engines,
+        reports=reports,
+    )

@@ -1,0 +1,112 @@
+"""What the stages of one run share: recipe, data, the supernet; each loaded when first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from elastic_export.artifacts.store import Artifact
+from elastic_export.checkpoints import load_descendant, load_supernet
+from elastic_export.config.recipe import Recipe
+from elastic_export.data import Dataset, load_dataset
+from elastic_export.elastic import Descendant, Supernet
+from elastic_export.errors import UserError
+from elastic_export.progress import Progress
+
+__all__ = ["DESCENDANT", "SUPERNET", "Workshop"]
+
+SUPERNET = "supernet.safetensors"
+DESCENDANT = "descendant.safetensors"
+
+# Enough for stable means (Once-for-all takes 2,000 images), little enough for a search.
+_RECALIBRATION_IMAGES = 2048
+
+
+class Workshop:
+    """One run's recipe with what is loaded for it.
+
+    Args:
+        recipe: What to do.
+        progress: Told of everything that takes time.
+    """
+
+    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+        self.recipe = recipe
+        self.progress = progress
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._supernets: dict[str, Supernet] = {}
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set of the recipe."""
+        return load_dataset(self.recipe.data, seed=self.recipe.seed)
+
+    @cached_property
+    def data_digests(self) -> dict[str, str]:
+        """What identifies the three splits."""
+        data = self.data
+        return {s.name: s.digest for s in (data.train, data.search, data.test)}
+
+    def supernet(self, artifact: Artifact) -> Supernet:
+        """The supernet of a train or import stage, in eval mode."""
+        if artifact.key not in self._supernets:
+            self._supernets[artifact.key] = load_supernet(artifact.path / SUPERNET).eval()
+        return self._supernets[artifact.key]
+
+    def descendant(self, artifact: Artifact) -> Descendant:
+        """The descendant a stage wrote."""
+        return load_descendant(artifact.path / DESCENDANT)
+
+    def teacher(self, artifact: Artifact) -> Callable[[Tensor], Tensor]:
+        """The supernet's largest descendant as a function from images to logits."""
+        supernet = self.supernet(artifact)
+        largest = supernet.space.max()
+        return lambda x: supernet.forward(largest, x)
+
+    def recalibration_batches(self) -> Iterator[Tensor]:
+        """Training images for BatchNorm statistics: the same ones in the same order each time."""
+        size = min(64, len(self.data.train))
+        batches = self.data.train.batches(size, seed=self.recipe.seed, drop_last=True)
+        for x, _ in islice(batches, max(1, _RECALIBRATION_IMAGES // size)):
+            yield x
+
+    def check_fits(self, supernet: Supernet) -> None:
+        """Refuse a supernet that cannot read this data set's images or name its classes.
+
+        Raises:
+            UserError: Channels, size or the number of classes differ.
+        """
+        shape = supernet.family.input_shape(supernet.config)
+        transform = self.data.transform
+        wanted = (transform.channels, transform.size, transform.size)
+        if shape != wanted:
+            raise UserError(
+                f"The network reads images of shape {shape}, but the data set gives {wanted}.",
+                "Correct data.transform (channels, size) or model.config (in_chans, image_size).",
+            )
+        classes = supernet.family.num_classes(supernet.config)
+        if classes != self.data.num_classes:
+            raise UserError(
+                f"The network tells {classes} classes apart, but the data set has "
+                f"{self.data.num_classes}.",
+                "Use the data set the network was trained on, or correct model.config.num_classes.",
+            )
+
+
+def checkpoint_path(recipe: Recipe) -> Path:
+    """The recipe's checkpoint as a path.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    path = Path(recipe.model.checkpoint or "").expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"There is no checkpoint {path}.", "Correct model.checkpoint in the recipe."
+        )
+    return path
