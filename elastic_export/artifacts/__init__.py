@@ -1,0 +1,1 @@
+"""The content-addressed store that stages talk through; no torch in here."""
