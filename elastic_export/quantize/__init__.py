@@ -1,0 +1,1 @@
+"""Calibration, the quantization record, fake quantization and the accuracy guard."""
