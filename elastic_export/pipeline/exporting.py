@@ -28,6 +28,7 @@ from elastic_export.export import (
     export_fp32,
     fused_ops,
 )
+from elastic_export.export.saturation import pair_safe_int8
 from elastic_export.pipeline.flow import Flow
 from elastic_export.pipeline.quantizing import RECORD
 from elastic_export.pipeline.workshop import Workshop
@@ -187,10 +188,20 @@ def write_files(
             assert file.flavour != "plain"
             report = emit(file.flavour, exported.path, exported.table, record, path)
             told |= {"int8_layers": len(report.int8), "float_layers": report.kept_float}
-            reference = fake_quantize(one.module, record, asymmetric=file.flavour == "ort-cpu")
+            reference = _as_the_graph_rounds(one.module, record, file.flavour)
         checks[file.name] = told | _check(path, file, one, reference, x, exported.table, opset)
         progress.advance(note=file.name)
     return checks
+
+
+def _as_the_graph_rounds(module: nn.Module, record: QuantizationRecord, flavour: str) -> nn.Module:
+    """The fake-quantized network with the roundings of one flavour."""
+    if flavour == "trt-strong":
+        return fake_quantize(module, record, scale_dtype=np.float16)
+    convolutions = [n for n, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
+    return fake_quantize(
+        module, record, asymmetric=True, outputs=convolutions, weight_form=pair_safe_int8
+    )
 
 
 def _check(

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import elastic_export
+from elastic_export.artifacts.digest import sha256_file, sha256_json, sha256_sources
 from elastic_export.artifacts.store import Artifact, Store
 from elastic_export.errors import UserError, did_you_mean
 
 __all__ = ["STAGES", "Flow", "PlanRow"]
 
-STAGES = (
+# Stage to the room whose code decides its result; the rooms below it decide with it.
+_ROOM_OF = {
+    "train": "train",
+    "import": "checkpoints",
+    "search": "search",
+    "extract": "checkpoints",
+    "finetune": "train",
+    "fold": "checkpoints",
+    "sparsify": "train",
+    "quantize": "quantize",
+    "export": "export",
+    "compile": "engine",
+    "evaluate": "engine",
+    "measure": "measure",
+}
+STAGES = tuple(_ROOM_OF)
+
+# From the bottom up. Settings are part of every key by themselves.
+_ROOMS = (
+    "space",
+    "data",
+    "sparsity",
+    "elastic",
+    "families",
+    "checkpoints",
     "train",
-    "import",
     "search",
-    "extract",
-    "finetune",
-    "fold",
-    "sparsify",
     "quantize",
     "export",
-    "compile",
-    "evaluate",
+    "engine",
     "measure",
 )
 
-# Raise a stage's number when its code gives another result for the same input.
-_REVISIONS = dict.fromkeys(STAGES, 1)
+
+Make = Callable[[Path, Path], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +100,7 @@ class Flow:
         *,
         config: object,
         inputs: Sequence[Artifact | None],
-        make: Callable[[Path, Path], dict[str, Any]],
+        make: Make,
         tools: Sequence[str] = (),
     ) -> Artifact | None:
         """Return a stage's artifact, made by ``make(folder, work)`` where it is not there yet.
@@ -98,7 +120,7 @@ class Flow:
             self.rows.append(PlanRow(stage, detail, None, None))
             return None
         digests = [artifact.digest for artifact in inputs if artifact is not None]
-        key = self.store.key(stage, _REVISIONS[stage], config, digests, ("elastic-export", *tools))
+        key = self.store.key(stage, _code_of(stage, make), config, digests, tools)
         fresh = self.fresh and self.only in (None, stage)
         found = None if fresh else self.store.get(key)
         if found is not None or self.dry:
@@ -114,3 +136,15 @@ class Flow:
 
     def _beyond(self, stage: str) -> bool:
         return self.only is not None and STAGES.index(stage) > STAGES.index(self.only)
+
+
+@cache
+def _digest_of_rooms(rooms: tuple[str, ...]) -> str:
+    package = Path(elastic_export.__file__).parent
+    return sha256_json({room: sha256_sources(package / room) for room in rooms})
+
+
+def _code_of(stage: str, make: Make) -> str:
+    """Identify the code that decides a stage's result, so that no stale result is ever taken."""
+    below = _ROOMS[: _ROOMS.index(_ROOM_OF[stage]) + 1]
+    return f"{_digest_of_rooms(below)[:16]}-{sha256_file(Path(inspect.getfile(make)))[:16]}"

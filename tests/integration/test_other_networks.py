@@ -48,7 +48,7 @@ def test_a_resnet_goes_the_whole_way(
     path = recipe(
         model=RESNET,
         data={"transform": TRANSFORM},
-        train={"steps": 20},
+        train={"steps": 60},
         descend={"specs": ["min", "max"], "search": None},
         targets=["host-cpu", "a10"],
     )
@@ -61,7 +61,7 @@ def test_a_resnet_goes_the_whole_way(
         fused = host["checks"]["int8"]["fused_ops"]
         # The stem reads one channel, and the smallest network has layers narrower than 16.
         assert fused.get("QLinearConv", 0) >= {"min": 3, "max": 7}[one["name"]], fused
-        assert one["accuracy"]["fp32"]["top1"] > 20
+        assert one["accuracy"]["fp32"]["top1"] > {"min": 15, "max": 40}[one["name"]]
         assert abs(host["accuracy"]["int8"]["top1"] - one["accuracy"]["2:4"]["top1"]) < 5
 
 

@@ -1,0 +1,85 @@
+"""``elastic-export export``: one descendant as a bundle for one target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elastic_export.cli.errors import command
+from elastic_export.cli.options import JsonOption, OutOption, QuietOption, VerboseOption
+
+if TYPE_CHECKING:
+    from elastic_export.config.recipe import DataConfig
+
+__all__ = ["export"]
+
+
+def export(
+    descendant: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DESCENDANT", help="What extract or build wrote.", show_default=False
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Option("--target", "-t", metavar="TARGET", help="NAME[@SOFTWARE[:MODE]] or a file."),
+    ] = "host-cpu",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="digits, or a folder with train/ and val/: to calibrate INT8 on and to measure "
+            "accuracy. Without it only the floating-point files are written.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: Annotated[
+        str, typer.Option(metavar="NAME", help="Calibration recipe: a shipped one or a file.")
+    ] = "max",
+    out: OutOption = Path("elastic-export-out"),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Export a descendant to verified ONNX for one target."""
+    with command(as_json, quiet, verbose) as output:
+        from elastic_export.cli.tables import facts
+        from elastic_export.config.loader import load_calibration, load_target
+
+        # Wrong names are told before the heavy imports.
+        load_target(target)
+        load_calibration(calibration)
+        images = _data(data)
+
+        with output.task("Loading PyTorch"):
+            from elastic_export import pipeline
+
+        told = pipeline.export_one(
+            descendant,
+            target=target,
+            out=out,
+            data=images,
+            calibration=calibration,
+            progress=output.progress,
+        )
+        output.result(told, facts(told), short=str(told.get("folder", out)))
+
+
+def _data(asked: str | None) -> DataConfig | None:
+    from elastic_export.config.recipe import DataConfig
+    from elastic_export.errors import UserError
+
+    if asked is None:
+        return None
+    if Path(asked).is_dir():
+        return DataConfig(dataset="imagefolder", root=asked)
+    if asked == "digits":
+        return DataConfig(dataset="digits")
+    raise UserError(
+        f"--data {asked} is neither a folder nor the name of a data set.",
+        "Give digits, or a folder that holds train/ and val/.",
+    )

@@ -1,0 +1,152 @@
+"""extract, export, bench and inspect on a real, tiny supernet; build interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from elastic_export.checkpoints import save_supernet
+from elastic_export.cli.app import app
+from elastic_export.elastic import Supernet
+from elastic_export.families import get_family
+from elastic_export.families.registry import family_config
+
+SETTINGS = {
+    "image_size": 8,
+    "patch_size": 4,
+    "in_chans": 1,
+    "num_classes": 10,
+    "width": [16, 32],
+    "depth": [1, 2],
+    "heads": [1, 2],
+    "head_dim": 16,
+    "mlp_ratio": [1, 2],
+}
+
+
+@pytest.fixture(scope="module")
+def supernet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("net") / "supernet.safetensors"
+    family = get_family("vit")
+    save_supernet(Supernet.create(family, family_config(family, SETTINGS), seed=0), path)
+    return path
+
+
+def _run(*args: object, code: int = 0) -> dict[str, Any]:
+    told = CliRunner().invoke(app, [*map(str, args), "--json"])
+    assert told.exit_code == code, told.output
+    document: dict[str, Any] = json.loads(told.stdout)
+    return document
+
+
+def _error(*args: object, code: int = 1) -> str:
+    error = _run(*args, code=code)["error"]
+    return f"{error['what']} {error['fix']}"
+
+
+@pytest.fixture(scope="module")
+def descendant(supernet: Path) -> Path:
+    told = _run("extract", supernet, "--spec", "min", "--out", supernet.parent / "out")
+    return Path(told["path"])
+
+
+def test_extract_by_name_by_yaml_and_by_file(supernet: Path, tmp_path: Path) -> None:
+    smallest = _run("extract", supernet, "--spec", "min", "--out", tmp_path)
+    largest = _run("extract", supernet, "--out", tmp_path)
+    assert Path(smallest["path"]).is_file()
+    assert smallest["macs"] < largest["macs"]
+    genes = {**smallest["spec"]}
+    by_yaml = _run("extract", supernet, "--spec", json.dumps(genes), "--out", tmp_path)
+    assert by_yaml["spec_id"] == smallest["spec_id"]
+    (tmp_path / "spec.yaml").write_text(json.dumps(genes))
+    by_file = _run("extract", supernet, "--spec", tmp_path / "spec.yaml", "--out", tmp_path)
+    assert by_file["spec_id"] == smallest["spec_id"]
+
+
+def test_bad_checkpoints_and_specs_are_user_errors(supernet: Path, tmp_path: Path) -> None:
+    assert "none.pth" in _error("extract", tmp_path / "none.pth", "--out", tmp_path)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(supernet.read_bytes()[:1000])
+    _error("extract", cut, "--out", tmp_path)
+    assert "resnet" in _error("extract", supernet, "--family", "resnet", "--out", tmp_path)
+    impossible = _error("extract", supernet, "--spec", "{depth: 99}", "--out", tmp_path)
+    assert "99" in impossible
+    assert "midi" in _error("extract", supernet, "--spec", "midi", "--out", tmp_path)
+    assert not list(tmp_path.glob("*.safetensors")) or list(tmp_path.glob("*")) == [cut]
+
+
+def test_inspect_says_what_each_file_is(supernet: Path, descendant: Path, tmp_path: Path) -> None:
+    assert _run("inspect", supernet)["kind"] == "supernet"
+    assert _run("inspect", descendant)["kind"] == "descendant"
+    torch.save({"weight": torch.zeros(3, 4)}, tmp_path / "other.pth")
+    other = _run("inspect", tmp_path / "other.pth")
+    assert other["kind"] == "checkpoint"
+    assert other["unusable"]["fix"]
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    assert "text.pth" in _error("inspect", tmp_path / "text.pth")
+
+
+def test_export_and_bench(descendant: Path, tmp_path: Path) -> None:
+    told = _run("export", descendant, "--data", "digits", "--out", tmp_path)
+    folder = Path(told["folder"])
+    assert set(told["models"]) == {"fp32", "int8"}
+    assert "bundle" in _run("inspect", folder)["kind"]
+    timed = _run("bench", folder)
+    assert timed["latency"]["int8"]["median_ms"] > 0
+    (folder / told["models"]["fp32"]).write_bytes(b"changed")
+    assert _error("bench", folder, code=3)
+
+
+def test_export_needs_real_data_and_a_known_target(descendant: Path, tmp_path: Path) -> None:
+    assert "--data" in _error("export", descendant, "--data", "mnist", "--out", tmp_path)
+    assert "a10" in _error("export", descendant, "--target", "a11", "--out", tmp_path)
+    assert "maxx" in _error("export", descendant, "--calibration", "maxx", "--out", tmp_path)
+
+
+TINY = {
+    "schema_version": 1,
+    "name": "tiny",
+    "model": {"family": "vit", "config": {**SETTINGS, "pos_std": 0.5}},
+    "data": {"dataset": "digits"},
+    "train": {"steps": 100000, "batch_size": 16, "checkpoint_every": 5, "random_specs": 0},
+    "descend": {"specs": ["min"]},
+    "targets": ["host-cpu"],
+}
+
+
+@pytest.mark.timeout(240)
+def test_an_interrupted_build_keeps_its_steps(
+    entry: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps(TINY))
+    process = subprocess.Popen(
+        [str(entry), "build", "tiny.yaml", "--out", "out", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+    )
+    work = Path(environment["ELASTIC_EXPORT_HOME"]) / "work"
+    deadline = time.monotonic() + 120
+    while not list(work.glob("*/state.pt")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    told, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    error = json.loads(told)["error"]
+    assert error["kind"] == "interrupted"
+    assert str(work.parent) in error["fix"]
+    assert list(work.glob("*/state.pt"))
+    assert not os.path.exists(tmp_path / "out" / "report.json")
