@@ -77,7 +77,7 @@ class TrainConfig(Schema):
     distill: bool = True
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    augment: Literal["none", "shift", "crop-flip"] = "none"
+    augment: Literal["none", "shift", "noise", "crop-flip"] = "none"
     checkpoint_every: Positive = 100
 
 
@@ -133,7 +133,7 @@ class FinetuneConfig(Schema):
     label_smoothing: Share = 0.0
     distill: bool = True
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    augment: Literal["none", "shift", "crop-flip"] = "none"
+    augment: Literal["none", "shift", "noise", "crop-flip"] = "none"
 
 
 class SparsifyConfig(Schema):
