@@ -1,0 +1,104 @@
+"""Write a flavour: the clean FP32 file and a quantization record become one file for a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from elastic_export.errors import CheckFailed, UserError, did_you_mean
+from elastic_export.export.files import load_model, save_model
+from elastic_export.export.layers import Layer, join
+from elastic_export.export.ort_cpu import write_ort_cpu
+from elastic_export.export.simplify import tidy
+from elastic_export.export.table import ExportTable
+from elastic_export.export.trt_strong import write_trt_strong
+from elastic_export.quantize.record import QuantizationRecord
+
+__all__ = ["FLAVOURS", "EmitReport", "Flavour", "emit"]
+
+Flavour = Literal["ort-cpu", "trt-strong"]
+
+FLAVOURS: dict[str, Callable[[ir.Model, list[Layer]], list[str]]] = {
+    "ort-cpu": write_ort_cpu,
+    "trt-strong": write_trt_strong,
+}
+
+
+@dataclass(frozen=True)
+class EmitReport:
+    """What was written.
+
+    Args:
+        flavour: Which form.
+        path: The file.
+        bytes: Its size.
+        fp32_bytes: The size of the file it was made from.
+        int8: Names of the layers in INT8.
+        kept_float: Name of each other layer to the sentence that says why.
+        notes: One sentence for each rewrite beyond quantization.
+    """
+
+    flavour: str
+    path: Path
+    bytes: int
+    fp32_bytes: int
+    int8: tuple[str, ...]
+    kept_float: dict[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def size_ratio(self) -> float:
+        """Size relative to the FP32 file."""
+        return self.bytes / self.fp32_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a report."""
+        return {**asdict(self), "path": str(self.path), "size_ratio": round(self.size_ratio, 4)}
+
+
+def emit(
+    flavour: Flavour, fp32: Path, table: ExportTable, record: QuantizationRecord, path: Path
+) -> EmitReport:
+    """Write Q/DQ or integer operators from a record into a clean FP32 file.
+
+    Args:
+        flavour: ``ort-cpu`` (ONNX Runtime's CPU kernels) or ``trt-strong`` (FP16 and symmetric
+            Q/DQ for TensorRT with strong typing, and TensorRT-RTX).
+        fp32: The file ``export_fp32`` wrote.
+        table: Its export table.
+        record: Taken from the same module.
+        path: The file to write; whole or not at all. Weights keep their parameter names, layers
+            keep their module names.
+
+    Raises:
+        UserError: Record, table and file do not belong together, or the flavour is unknown.
+        CheckFailed: A range is unusable, or no layer became INT8.
+    """
+    if flavour not in FLAVOURS:
+        raise UserError(
+            f'There is no flavour "{flavour}".', did_you_mean(str(flavour), list(FLAVOURS))
+        )
+    model = load_model(fp32)
+    layers = join(model.graph, table, record)
+    int8 = tuple(layer.name for layer in layers if layer.is_int8)
+    if not int8:
+        raise CheckFailed(
+            "The quantization record leaves every layer in floating point.",
+            "Use the FP32 or FP16 file, or change what the calibration recipe skips.",
+        )
+    notes = FLAVOURS[flavour](model, layers)
+    tidy(model)
+    size = save_model(model, path)
+    return EmitReport(
+        flavour=flavour,
+        path=Path(path),
+        bytes=size,
+        fp32_bytes=Path(fp32).stat().st_size,
+        int8=int8,
+        kept_float={layer.name: layer.reason for layer in layers if not layer.is_int8},
+        notes=tuple(notes),
+    )
