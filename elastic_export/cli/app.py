@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -61,4 +62,7 @@ def _root(
 
 def main() -> None:
     """Run the command line."""
+    # Read once when PyTorch loads. Threads that spin while they wait slow each other down many
+    # times over when anything else needs a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="elastic-export")

@@ -38,7 +38,8 @@ class VitConfig(ImageConfig):
 
     Choices are listed from small to large. ``nm`` lists patterns from sparse to dense and applies
     to every qkv, proj, fc1 and fc2. ``head_dim`` defaults to the largest width over the largest
-    number of heads.
+    number of heads. ``pos_std`` and ``init_std`` are the standard deviations that positions and the
+    blocks' linear layers start from.
     """
 
     patch_size: Count = 16
@@ -56,6 +57,7 @@ class VitConfig(ImageConfig):
     global_pool: Literal["token", "avg"] = "token"
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     pos_std: Annotated[float, Field(ge=0)] = 0.02
+    init_std: Annotated[float, Field(gt=0)] = 0.02
 
     @model_validator(mode="after")
     def _possible(self) -> VitConfig:
@@ -320,7 +322,8 @@ class Vit(ImageFamily):
         )
 
     def initialise(self, config: VitConfig, module: nn.Module, generator: torch.Generator) -> None:
-        """Truncated normal 0.02 for weights, zero biases, ``pos_std`` for positions."""
+        """Clipped normal weights, zero biases; see ``init_std`` and ``pos_std``."""
+        stds = {"pos_embed": config.pos_std}
         for name, tensor in module.named_parameters():
             with torch.no_grad():
                 if re.search(r"norm\d?\.weight$", name):
@@ -333,7 +336,7 @@ class Vit(ImageFamily):
                     bound = tensor[0].numel() ** -0.5
                     tensor.uniform_(-bound, bound, generator=generator)
                 else:
-                    std = config.pos_std if name == "pos_embed" else 0.02
+                    std = config.init_std if name.startswith("blocks") else stds.get(name, 0.02)
                     tensor.normal_(0.0, std, generator=generator).clamp_(-2 * std, 2 * std)
 
     def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:

@@ -71,6 +71,7 @@ def make_supernet(flow: Flow, shop: Workshop) -> Artifact | None:
     def learn(folder: Path, work: Path) -> dict[str, Any]:
         supernet = Supernet.create(family, settings, seed=recipe.seed)
         shop.check_fits(supernet)
+        shop.suit_threads(supernet)
         report = train_supernet(
             supernet,
             shop.data.train,

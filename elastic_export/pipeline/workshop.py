@@ -25,6 +25,7 @@ DESCENDANT = "descendant.safetensors"
 
 # Enough for stable means (Once-for-all takes 2,000 images), little enough for a search.
 _RECALIBRATION_IMAGES = 2048
+_WORTH_SHARING_MACS = 1_000_000_000
 
 
 class Workshop:
@@ -56,6 +57,7 @@ class Workshop:
         """The supernet of a train or import stage, in eval mode."""
         if artifact.key not in self._supernets:
             self._supernets[artifact.key] = load_supernet(artifact.path / SUPERNET).eval()
+            self.suit_threads(self._supernets[artifact.key])
         return self._supernets[artifact.key]
 
     def descendant(self, artifact: Artifact) -> Descendant:
@@ -74,6 +76,18 @@ class Workshop:
         batches = self.data.train.batches(size, seed=self.recipe.seed, drop_last=True)
         for x, _ in islice(batches, max(1, _RECALIBRATION_IMAGES // size)):
             yield x
+
+    def suit_threads(self, supernet: Supernet) -> None:
+        """Let torch use one thread where a batch is too little work to share.
+
+        Below about a GMAC the operators of a step take microseconds each. Two threads then gain
+        little on an idle machine and lose up to twenty times on a busy one, because each operator
+        ends with a barrier.
+        """
+        largest = int(supernet.costs([supernet.space.max()]).macs[0])
+        batch = self.recipe.train.batch_size if self.recipe.train is not None else 64
+        if largest * batch < _WORTH_SHARING_MACS:
+            torch.set_num_threads(1)
 
     def check_fits(self, supernet: Supernet) -> None:
         """Refuse a supernet that cannot read this data set's images or name its classes.
