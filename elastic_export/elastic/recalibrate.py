@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from elastic_export.errors import UserError
 
-__all__ = ["has_batchnorm", "recalibrate"]
+__all__ = ["has_batchnorm", "recalibrate", "written_buffers"]
 
 _BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -21,6 +21,16 @@ _BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def has_batchnorm(module: nn.Module) -> bool:
     """Tell whether the module keeps running statistics."""
     return any(isinstance(m, _BatchNorm) for m in module.modules())
+
+
+def written_buffers(module: nn.Module) -> list[str]:
+    """Names of the buffers that a forward pass in train mode writes."""
+    return [
+        f"{name}.{buffer}" if name else buffer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm)
+        for buffer, _ in layer.named_buffers(recurse=False)
+    ]
 
 
 def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> float:

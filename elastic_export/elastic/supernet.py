@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from elastic_export.config.base import Schema
 from elastic_export.elastic.family import Family, rules_from_layout
+from elastic_export.elastic.recalibrate import written_buffers
 from elastic_export.elastic.rules import Rule
 from elastic_export.elastic.store import ParameterStore
 from elastic_export.errors import UserError, did_you_mean
@@ -27,7 +28,14 @@ _CACHED_SPECS = 256
 
 @dataclass(frozen=True)
 class Active:
-    """What a spec needs to run: its plain module on meta, its rules, its buffer names."""
+    """What a spec needs to run.
+
+    Attributes:
+        skeleton: Its plain module on meta.
+        rules: How each of its tensors is read.
+        written: Buffers that training writes and whose rule is a copy, so that the values must be
+            written back.
+    """
 
     skeleton: nn.Module
     rules: Mapping[str, Rule]
@@ -74,8 +82,7 @@ class Supernet:
             rules = rules_from_layout(
                 self._layout, skeleton, self.family.patterns(self.config, spec)
             )
-            buffers = [name for name, _ in skeleton.named_buffers()]
-            written = tuple(name for name in buffers if not rules[name].is_view)
+            written = tuple(n for n in written_buffers(skeleton) if not rules[n].is_view)
             active = self._cache[spec] = Active(skeleton, rules, written)
             if len(self._cache) > _CACHED_SPECS:
                 self._cache.popitem(last=False)
