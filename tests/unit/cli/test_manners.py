@@ -137,7 +137,13 @@ app()
 
 @pytest.mark.timeout(60)
 def test_ctrl_c_says_what_is_kept() -> None:
-    process = subprocess.Popen([sys.executable, "-c", WAITS], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that runs in the background hands an ignored SIGINT down to its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     assert process.stderr.readline() == "Waiting ...\n"
     process.send_signal(signal.SIGINT)

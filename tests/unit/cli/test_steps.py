@@ -135,6 +135,8 @@ def test_an_interrupted_build_keeps_its_steps(
         text=True,
         cwd=tmp_path,
         env={**environment, "OMP_NUM_THREADS": "1"},
+        # A suite that runs in the background hands an ignored SIGINT down to its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     work = Path(environment["ELASTIC_EXPORT_HOME"]) / "work"
     deadline = time.monotonic() + 120

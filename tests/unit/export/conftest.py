@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from elastic_export.export import Exported, export_fp32
+from elastic_export.export import Exported, emit, export_fp32
 from elastic_export.quantize.calibrate import model_digest
 from elastic_export.quantize.policy import float_reason, quantizable_layers
 from elastic_export.quantize.record import QuantizationRecord, Site
@@ -191,3 +191,16 @@ def new_tiny() -> Callable[[], TinyViT]:
     torch.manual_seed(0)
     model = TinyViT().eval()
     return lambda: copy.deepcopy(model)
+
+
+@pytest.fixture
+def emit_small(tmp_path, take_record):
+    """Exports a small module, calibrates it on all of x and writes ort-cpu."""
+
+    def write_small(module, x):
+        exported = export_fp32(module, x[:1], tmp_path / "small.onnx")
+        record = take_record(module, x)
+        path = tmp_path / "small.int8.onnx"
+        return path, record, emit("ort-cpu", exported.path, exported.table, record, path)
+
+    return write_small

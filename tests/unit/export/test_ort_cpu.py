@@ -233,19 +233,6 @@ def test_convolution_is_exact_even_where_16_bits_overflow(channels, groups, emit
     assert (np.abs(difference) > 0.5 * out_scale).mean() < 0.01
 
 
-@pytest.fixture
-def emit_small(tmp_path, take_record):
-    """Exports a small module, calibrates it on all of x and writes ort-cpu."""
-
-    def write_small(module, x):
-        exported = export_fp32(module, x[:1], tmp_path / "small.onnx")
-        record = take_record(module, x)
-        path = tmp_path / "small.int8.onnx"
-        return path, record, emit("ort-cpu", exported.path, exported.table, record, path)
-
-    return write_small
-
-
 def test_a_large_bias_on_tiny_weights_fits_into_int32(emit_small):
     module = nn.Sequential(nn.Conv2d(16, 16, 1)).eval()
     module[0].weight.data[3] *= 1e-12
@@ -360,50 +347,3 @@ def test_convolutions_folded_after_calibration_are_refused(resnet, folder, tmp_p
     with pytest.raises(CheckFailed, match='"0" is unknown, because its BatchNorm'):
         emit("ort-cpu", exported.path, exported.table, record, tmp_path / "no.onnx")
     assert not (tmp_path / "no.onnx").exists()
-
-
-class Packed(nn.Module):
-    """Attention whose projection is packed in one of several orders."""
-
-    def __init__(self, order: str) -> None:
-        super().__init__()
-        self.order = order
-        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
-
-    def forward(self, x):
-        b, n, _ = x.shape
-        packed = self.qkv(x)
-        if self.order == "chunk":
-            parts = [p.reshape(b, n, 2, 16).transpose(1, 2) for p in packed.chunk(3, -1)]
-        elif self.order == "heads first":
-            parts = packed.reshape(b, n, 2, 3, 16).permute(3, 0, 2, 1, 4).unbind(0)
-        elif self.order == "strided":
-            parts = packed.reshape(b, n, 16, 2, 3).permute(4, 0, 3, 1, 2).unbind(0)
-        else:
-            parts = packed.reshape(b, n, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = torch.ones(n, n).tril() if self.order == "with bias" else None
-        if self.order == "tokens as heads":
-            parts = [part.transpose(1, 2) for part in parts]
-        mixed = nn.functional.scaled_dot_product_attention(*parts, attn_mask=bias)
-        return self.proj(mixed.transpose(1, 2).reshape(b, n, -1))
-
-
-@pytest.mark.parametrize(
-    ("order", "fused"),
-    [
-        ("chunk", 1),
-        ("heads first", 1),
-        ("strided", 1),
-        ("with bias", 0),
-        ("tokens as heads", 0),
-    ],
-)
-def test_attention_of_any_packing(order, fused, emit_small):
-    torch.manual_seed(0)
-    module = Packed(order).eval()
-    x = torch.randn(2, 5, 32)
-    path, _, report = emit_small(module, x)
-    assert report.int8 == ("qkv", "proj")
-    assert ops(path)["MultiHeadAttention"] == fused
-    with torch.no_grad():
-        check_parity(path, x.numpy(), module(x).numpy(), 0.03)
