@@ -119,7 +119,7 @@ def read_label(path: Path) -> dict[str, Any] | None:
     except Exception as error:  # safetensors raises its own type, and OSError for folders
         raise UserError(
             f"{path} is not a complete safetensors file ({error}).",
-            "Copy it again; it may have been cut off.",
+            "Copy it again if it was cut off; a torch checkpoint is made one by extract.",
         ) from error
     if text is None:
         return None
@@ -145,7 +145,8 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor
         found = "no label of this tool" if label is None else f"a {label['kind']}"
         raise UserError(
             f"{path} holds {found}, where a {kind} is needed.",
-            "Inspect the file to see what it is.",
+            "Run extract on a supernet or checkpoint to get a descendant; inspect tells what a "
+            "file is.",
         )
     with safe_open(path, framework="pt") as file:
         return label, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

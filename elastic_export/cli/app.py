@@ -56,7 +56,8 @@ def _root(
 ) -> None:
     """From an elastic vision checkpoint to verified, sparse, INT8, measured networks.
 
-    Exit codes: 0 done, 1 something you can correct, 2 wrong usage, 3 a check failed, 70 a bug.
+    Exit codes: 0 done, 1 something you can correct, 2 wrong usage, 3 a check failed, 70 a bug,
+    130 interrupted.
     """
 
 

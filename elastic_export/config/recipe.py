@@ -137,12 +137,12 @@ class FinetuneConfig(Schema):
 
 
 class SparsifyConfig(Schema):
-    """N:M masks along the reduction axis, then fine-tuning with the masks frozen.
+    """2:4 masks along the reduction axis, then fine-tuning with the masks frozen.
 
     ``skip`` names modules that stay dense (shell patterns on module names).
     """
 
-    pattern: Annotated[str, Field(pattern=r"^\d+:\d+$")] = "2:4"
+    pattern: Literal["2:4"] = "2:4"
     allocation: Literal["uniform"] = "uniform"
     method: Literal["magnitude"] = "magnitude"
     skip: tuple[str, ...] = ("patch_embed*", "conv1*", "head*", "fc")

@@ -20,7 +20,7 @@ from elastic_export.elastic.store import ParameterStore
 from elastic_export.errors import UserError, did_you_mean
 from elastic_export.space import Costs, Space, Spec
 
-__all__ = ["Active", "Supernet"]
+__all__ = ["Active", "Supernet", "resolve_spec"]
 
 # A skeleton holds no memory to speak of; the bound keeps the Python objects of a long search small.
 _CACHED_SPECS = 256
@@ -156,21 +156,25 @@ class Supernet:
         }
 
     def spec(self, wanted: str | Mapping[str, Any]) -> Spec:
-        """Resolve ``min``, ``max``, a named spec, or a mapping of choices.
+        """Resolve a spec of this supernet; see :func:`resolve_spec`."""
+        return resolve_spec(self.family, self.config, wanted)
 
-        Raises:
-            UserError: The name or a choice is unknown.
-        """
-        if isinstance(wanted, Mapping):
-            return self.space.canonical(wanted)
-        if wanted == "min":
-            return self.space.min()
-        if wanted == "max":
-            return self.space.max()
-        named = self.family.named_specs(self.config)
-        if wanted not in named:
-            raise UserError(
-                f'This supernet has no spec named "{wanted}".',
-                did_you_mean(wanted, ["min", "max", *named]),
-            )
-        return self.space.canonical(named[wanted])
+
+def resolve_spec(family: Family, config: Schema, wanted: str | Mapping[str, Any]) -> Spec:
+    """Resolve ``min``, ``max``, a named spec, or a mapping of choices.
+
+    Raises:
+        UserError: The name or a choice is unknown.
+    """
+    space = family.space(config)
+    if isinstance(wanted, Mapping):
+        return space.canonical(wanted)
+    if wanted in ("min", "max"):
+        return space.min() if wanted == "min" else space.max()
+    named = family.named_specs(config)
+    if wanted not in named:
+        raise UserError(
+            f'This supernet has no spec named "{wanted}".',
+            did_you_mean(wanted, ["min", "max", *named]),
+        )
+    return space.canonical(named[wanted])

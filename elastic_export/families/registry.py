@@ -54,7 +54,8 @@ def family_config(family: Family, raw: dict[str, Any]) -> Schema:
             where = ".".join(str(part) for part in item["loc"])
             text = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
-                text = "unknown key. " + did_you_mean(where, list(family.Config.model_fields))
+                known = did_you_mean(where, list(family.Config.model_fields))
+                text = f"unknown key ({known.rstrip('.')})"
             problems.append(f"model.config{'.' + where if where else ''}: {text}")
         raise UserError(
             f"The settings of family {family.name} are not valid: {'; '.join(problems)}.",

@@ -368,7 +368,8 @@ class Vit(ImageFamily):
         if "heads" not in hints and "head_dim" not in hints:
             raise UserError(
                 "The number of heads is not stored in this checkpoint.",
-                "Give it as model.config.heads, for example heads: [3] for DeiT-T.",
+                "Give it as model.config.heads in a recipe, or with --set heads=[3] on the command "
+                "line (3 for DeiT-T).",
             )
         given = hints.get("heads", inner // int(hints.get("head_dim", 64)))
         heads = max(given) if isinstance(given, list | tuple) else int(given)

@@ -83,7 +83,7 @@ def bundle(
             "target": target.identity,
             "runtime": {
                 "name": target.software.runtime,
-                "version": target.software.runtime_version,
+                "version": _runtime_version(target),
             },
             "models": models,
             "chosen": chosen,
@@ -116,3 +116,9 @@ def bundle(
 
 def _port(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"name": name, "dtype": "float32", "shape": list(shape)}
+
+
+def _runtime_version(target: ResolvedTarget) -> str:
+    """The version on this machine where that is the target, else the one its profile names."""
+    here = provenance.version("onnxruntime") if target.target.kind == "host" else None
+    return here or target.software.runtime_version

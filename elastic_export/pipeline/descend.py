@@ -16,6 +16,7 @@ from elastic_export.checkpoints import import_supernet, save_descendant, save_su
 from elastic_export.data.evaluate import top1
 from elastic_export.elastic import Descendant, Supernet, extract, has_batchnorm, recalibrate
 from elastic_export.elastic.fold import fold_batchnorm
+from elastic_export.elastic.supernet import resolve_spec
 from elastic_export.errors import CheckFailed
 from elastic_export.families.registry import family_config, get_family
 from elastic_export.pipeline.flow import Flow
@@ -56,7 +57,7 @@ def make_supernet(flow: Flow, shop: Workshop) -> Artifact | None:
             found = import_supernet(
                 path, family=model.family, format=model.format, config=model.config
             )
-            shop.check_fits(found.supernet)
+            shop.check_fits(found.supernet.family, found.supernet.config)
             save_supernet(found.supernet, folder / SUPERNET)
             told = {"format": found.format, "stored": list(found.stored)}
             return {**told, "sparsity": found.sparsity, "ignored": found.ignored}
@@ -65,12 +66,14 @@ def make_supernet(flow: Flow, shop: Workshop) -> Artifact | None:
 
     family = get_family(model.family)
     settings = family_config(family, model.config)
+    shop.check_fits(family, settings)
+    for wanted in recipe.descend.specs:
+        resolve_spec(family, settings, wanted)  # a wrong one is told before the training
     train = recipe.train
     assert train is not None  # the recipe's own validation
 
     def learn(folder: Path, work: Path) -> dict[str, Any]:
         supernet = Supernet.create(family, settings, seed=recipe.seed)
-        shop.check_fits(supernet)
         shop.suit_threads(supernet)
         report = train_supernet(
             supernet,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from elastic_export.artifacts.store import Artifact
 from elastic_export.config.result import Accuracy, Latency
+from elastic_export.config.targets import ResolvedTarget
 from elastic_export.data.evaluate import top1
 from elastic_export.engine.runners import OrtRunner
 from elastic_export.measure.compare import choose
@@ -95,13 +96,15 @@ def samples(evaluated: Artifact) -> dict[str, np.ndarray]:
     return dict(load_file(evaluated.path / _SAMPLE_FILE))
 
 
-def how(file_name: str) -> Literal["deployed", "emulated"]:
-    """Say whether ONNX Runtime here is the runtime a file is meant for."""
-    return "emulated" if ".trt-" in file_name else "deployed"
+def how(target: ResolvedTarget | None) -> Literal["deployed", "emulated"]:
+    """Say whether ONNX Runtime on this machine is what a target deploys; None is this machine."""
+    return "deployed" if target is None or target.target.kind == "host" else "emulated"
 
 
-def accuracies(shop: Workshop, evaluated: Artifact) -> dict[str, Accuracy]:
-    """What :func:`evaluate` found, by file name; plain and ort-cpu files count as deployed."""
+def accuracies(
+    shop: Workshop, evaluated: Artifact, target: ResolvedTarget | None = None
+) -> dict[str, Accuracy]:
+    """What :func:`evaluate` found, by file name, labelled for a target."""
     found = json.loads((evaluated.path / _RESULT).read_text())
     return {
         name: Accuracy(
@@ -109,7 +112,7 @@ def accuracies(shop: Workshop, evaluated: Artifact) -> dict[str, Accuracy]:
             images=len(shop.data.test),
             split="test",
             runner="ONNX Runtime",
-            how=how(name),
+            how=how(target),
         )
         for name, value in found.items()
     }

@@ -82,11 +82,11 @@ def _bundle(
     measured: Artifact | None,
     out: Path,
 ) -> BundleResult:
-    files = files_for(shop, target)
+    files, host = files_for(shop, target), target.target.kind == "host"
     built = made.engines.get(target.identity)
     reports: dict[str, Any] = built.summary if built is not None else {}
     checks = json.loads((made.exported.path / CHECKS).read_text())
-    found = accuracies(shop, made.evaluated)
+    found = accuracies(shop, made.evaluated, target)
     content = Content(
         paths={p: made.exported.path / file.name for p, file in files.items()},
         files=files,
@@ -98,9 +98,11 @@ def _bundle(
     )
     speed: dict[str, Latency] = {}
     chosen, because = None, "The device was not measured."
-    if target.target.kind == "host" and measured is not None:
+    if host and measured is not None:
         speed, chosen, because = latencies(measured, made.named.name)
     notes = target_notes(target, reports)
+    if built is None and made.sparse is not made.dense and "int8" not in files and host:
+        notes.append("No file here holds the 2:4 weights: on a CPU they would save no time.")
     folder = Path("bundles") / made.named.name / target.identity.replace(":", "-")
     models = bundle(
         out / folder,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from elastic_export.artifacts import provenance
+from elastic_export.artifacts.disk import explained
 from elastic_export.artifacts.store import Artifact, Store
 from elastic_export.config.recipe import Recipe
 from elastic_export.config.result import BuildResult
 from elastic_export.config.targets import ResolvedTarget, check_target, load_target
+from elastic_export.engine.bundle import MANIFEST
 from elastic_export.measure.machine import describe_machine
 from elastic_export.pipeline.descend import Named, descend, make_supernet, wanted_specs
 from elastic_export.pipeline.exporting import DENSE, LEAN, compile_engines, export, files_for
@@ -70,10 +74,14 @@ def build(
     flow = Flow(store, fresh=fresh, only=only)
     shop = Workshop(recipe, progress)
     targets = _targets(recipe)
+    with explained(out):
+        # A folder that cannot be written is told now, not after the work.
+        out.mkdir(parents=True, exist_ok=True)
     supernet, made, measured = _run(flow, shop, targets)
     if supernet is None or made is None:
         return Built(flow.rows)
     descendants = tuple(descendant_result(shop, one, targets, measured, out) for one in made)
+    _remove_stale(out, {bundle.folder for one in descendants for bundle in one.bundles})
     result = BuildResult(
         name=recipe.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -81,7 +89,7 @@ def build(
         machine=describe_machine(),
         versions=provenance.versions(),
         dataset=_describe_data(shop),
-        supernet=shop.supernet(supernet).describe() | {"how": supernet.summary},
+        supernet=shop.supernet(supernet).describe() | {"how": _thinned(supernet.summary)},
         descendants=descendants,
         stages=tuple(row.to_dict() for row in flow.rows),
         wall_seconds=round(time.perf_counter() - began, 2),
@@ -140,10 +148,11 @@ def _descendant(
     record = quantize(flow, shop, named.name, sparse)
     sources = {DENSE: dense} | ({LEAN: sparse} if shop.recipe.sparsify is not None else {})
     exported = export(flow, shop, named.name, sources, record, targets)
-    engines = {
-        target.identity: compile_engines(flow, shop, named.name, exported, target)
-        for target in targets
+    by_sm = {
+        target.target.sm: compile_engines(flow, shop, named.name, exported, target)
+        for target in {target.target.sm: target for target in targets if _is_built(target)}.values()
     }
+    engines = {t.identity: by_sm.get(t.target.sm) for t in targets if _is_built(t)}
     return {
         "dense": dense,
         "sparse": sparse,
@@ -162,3 +171,24 @@ def _describe_data(shop: Workshop) -> dict[str, Any]:
         "digests": shop.data_digests,
         "transform": json.loads(data.transform.model_dump_json()),
     }
+
+
+def _is_built(target: ResolvedTarget) -> bool:
+    return target.software.runtime == "tensorrt-rtx"
+
+
+def _remove_stale(out: Path, kept: set[str]) -> None:
+    """Remove bundles of an earlier run that this one does not report, lest one be shipped."""
+    for manifest in out.glob(f"bundles/*/*/{MANIFEST}"):
+        folder = manifest.parent
+        if folder.relative_to(out).as_posix() not in kept:
+            shutil.rmtree(folder)
+            with suppress(OSError):  # other targets of the descendant may still be there
+                folder.parent.rmdir()
+
+
+def _thinned(summary: dict[str, Any]) -> dict[str, Any]:
+    """Keep about a hundred points of a training's history."""
+    history = summary.get("history", [])
+    step = len(history) // 100 + 1
+    return {**summary, "history": history[::step]} if history else summary

@@ -256,7 +256,7 @@ def _content(
                 images=len(dataset.test),
                 split="test",
                 runner="ONNX Runtime",
-                how=how(file.name),
+                how=how(place),
             )
     engines, reports = {}, {}
     if place.software.runtime == "tensorrt-rtx" and tensorrt_rtx.available() is not None:

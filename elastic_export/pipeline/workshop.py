@@ -12,9 +12,10 @@ from torch import Tensor
 
 from elastic_export.artifacts.store import Artifact
 from elastic_export.checkpoints import load_descendant, load_supernet
+from elastic_export.config.base import Schema
 from elastic_export.config.recipe import Recipe
 from elastic_export.data import Dataset, load_dataset
-from elastic_export.elastic import Descendant, Supernet
+from elastic_export.elastic import Descendant, Family, Supernet
 from elastic_export.errors import UserError
 from elastic_export.progress import Progress
 
@@ -89,13 +90,13 @@ class Workshop:
         if largest * batch < _WORTH_SHARING_MACS:
             torch.set_num_threads(1)
 
-    def check_fits(self, supernet: Supernet) -> None:
+    def check_fits(self, family: Family, config: Schema) -> None:
         """Refuse a supernet that cannot read this data set's images or name its classes.
 
         Raises:
             UserError: Channels, size or the number of classes differ.
         """
-        shape = supernet.family.input_shape(supernet.config)
+        shape = family.input_shape(config)
         transform = self.data.transform
         wanted = (transform.channels, transform.size, transform.size)
         if shape != wanted:
@@ -103,7 +104,7 @@ class Workshop:
                 f"The network reads images of shape {shape}, but the data set gives {wanted}.",
                 "Correct data.transform (channels, size) or model.config (in_chans, image_size).",
             )
-        classes = supernet.family.num_classes(supernet.config)
+        classes = family.num_classes(config)
         if classes != self.data.num_classes:
             raise UserError(
                 f"The network tells {classes} classes apart, but the data set has "

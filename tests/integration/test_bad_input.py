@@ -35,6 +35,9 @@ def vit(**changes: Any) -> dict[str, Any]:
     ("changes", "said"),
     [
         ({"quantise": {"precision": "int8"}}, 'Did you mean "quantize"?'),
+        ({"sparsify": {"pattern": "4:2"}}, "2:4"),
+        ({"descend": {"specs": ["mxa"]}}, 'Did you mean "max"?'),
+        ({"descend": {"specs": [{"dpeth": 2}]}}, 'Did you mean "depth"?'),
         ({"sparsify": {"patern": "2:4"}}, 'Did you mean "sparsify.pattern"?'),
         ({"train": {"steps": -5}}, "train.steps"),
         ({"train": None}, "neither model.checkpoint nor train"),
