@@ -68,7 +68,7 @@ def test_overrides_reach_any_depth_and_make_sections() -> None:
             "finetune=null",
             "finetune.steps=5",
             "sparsify.finetune.lr=1e-3",
-            "sparsify.pattern=1:4",
+            "sparsify.pattern=2:4",
             "model.config.depth.0=1",
         ],
     )
@@ -78,7 +78,7 @@ def test_overrides_reach_any_depth_and_make_sections() -> None:
     assert recipe.finetune is not None
     assert recipe.finetune.steps == 5
     assert recipe.sparsify is not None
-    assert recipe.sparsify.pattern == "1:4"
+    assert recipe.sparsify.pattern == "2:4"
     assert recipe.model.config["depth"][0] == 1
     assert load_recipe(None, ["quantize=null"]).quantize is None
 
