@@ -66,9 +66,7 @@ def load_supernet(path: Path) -> Supernet:
     """
     label, state = _read(path, "supernet")
     family = get_family(label["family"])
-    supernet = Supernet.empty(family, family_config(family, label["config"]))
-    supernet.load_state_dict(state)
-    return supernet
+    return Supernet.of_state(family, family_config(family, label["config"]), state)
 
 
 def load_descendant(path: Path) -> Descendant:

@@ -16,7 +16,9 @@ class Transform(Schema):
 
     ``size`` is the height and width in pixels the network sees; ``resize`` the length of the
     shorter side before the centre crop (none: the image already has that size). Pixels are first
-    scaled to [0, 1], then ``(pixel - mean) / std`` per channel.
+    scaled to [0, 1], then ``(pixel - mean) / std`` per channel. Last, where ``final_size`` is
+    given, the normalised image is resized once more, bicubic without antialiasing: what ElasticViT
+    and AttentiveNAS do inside their networks.
     """
 
     size: int = 224
@@ -25,6 +27,12 @@ class Transform(Schema):
     channels: Literal[1, 3] = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    final_size: int | None = None
+
+    @property
+    def input_size(self) -> int:
+        """Height and width of what the network reads."""
+        return self.final_size or self.size
 
     @model_validator(mode="after")
     def _one_value_per_channel(self) -> Transform:

@@ -54,7 +54,7 @@ def extract(supernet: Supernet, spec: Spec) -> Descendant:
 def _check_costs(supernet: Supernet, spec: Spec) -> None:
     closed = supernet.costs([spec])
     skeleton = supernet.activate(spec).skeleton
-    counted = count_macs(skeleton, supernet.family.input_shape(supernet.config)).total
+    counted = count_macs(skeleton, supernet.family.input_shape(supernet.config, spec)).total
     params = sum(p.numel() for p in skeleton.parameters())
     if counted != closed.macs[0] or params != closed.params[0]:
         raise CheckFailed(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from elastic_export.config.base import Schema
+from elastic_export.config.transform import Transform
 from elastic_export.elastic.rules import GroupPrefix, Masked, Prefix, Rule
 from elastic_export.space import Costs, Space, Spec
 
@@ -49,9 +50,9 @@ def rules_from_layout(
     tensors = dict(plain.named_parameters()) | dict(plain.named_buffers())
     for name, tensor in tensors.items():
         shape = tuple(tensor.shape)
-        dims = layout[name]
-        blocks = dims[0].blocks if dims and dims[0] is not None else 1
-        rule: Rule = GroupPrefix(name, shape, blocks) if blocks > 1 else Prefix(name, shape)
+        blocks = tuple(1 if dim is None else dim.blocks for dim in layout[name])
+        split = any(count > 1 for count in blocks)
+        rule: Rule = GroupPrefix(name, shape, blocks) if split else Prefix(name, shape)
         if patterns.get(name, "dense") != "dense":
             rule = Masked(rule, patterns[name])
         rules[name] = rule
@@ -75,8 +76,18 @@ class Family(Protocol):
     def skeleton(self, config: Any, spec: Spec) -> nn.Module:
         """The plain module of a spec on the meta device, in eval mode, without initialisers."""
 
+    def stored(self, config: Any) -> nn.Module:
+        """A module on meta that names the supernet's tensors and gives their shapes.
+
+        Most often the largest plain module. A family whose supernet stores something else
+        (bias tables, kernel matrices, packed rows, tensors of each level) says so here.
+        """
+
     def layout(self, config: Any) -> Layout:
-        """Coupling groups of every parameter and buffer of the largest plain module."""
+        """Coupling groups of every stored parameter and buffer."""
+
+    def rules(self, config: Any, spec: Spec, plain: nn.Module) -> dict[str, Rule]:
+        """One slice rule for every parameter and buffer of a spec's plain module."""
 
     def patterns(self, config: Any, spec: Spec) -> dict[str, str]:
         """Parameter name to N:M pattern for the spec's sparse layers; dense ones are left out."""
@@ -85,10 +96,13 @@ class Family(Protocol):
         """Closed-form costs of a population of gene rows (n, axes)."""
 
     def initialise(self, config: Any, module: nn.Module, generator: torch.Generator) -> None:
-        """Fill the largest plain module with starting values, in place."""
+        """Fill the module that :meth:`stored` describes with starting values, in place."""
 
-    def input_shape(self, config: Any) -> tuple[int, int, int]:
-        """Channels, height and width of one input."""
+    def input_shape(self, config: Any, spec: Spec | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of one input of a spec; the largest without one."""
+
+    def preprocess(self, config: Any, spec: Spec, transform: Transform) -> Transform:
+        """How images become this descendant's inputs, given how they become the largest one's."""
 
     def num_classes(self, config: Any) -> int:
         """The length of the logits."""

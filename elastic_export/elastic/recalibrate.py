@@ -6,7 +6,10 @@ ElasticViT.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from types import TracebackType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +36,12 @@ def written_buffers(module: nn.Module) -> list[str]:
     ]
 
 
-def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> float:
+def recalibrate(
+    module: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    variance: Literal["unbiased", "biased"] = "unbiased",
+) -> float:
     """Reset the running statistics and average them over ``batches``, in place.
 
     Everything but BatchNorm runs in eval mode, without gradients; each batch weighs the same
@@ -42,6 +50,8 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> float:
     Args:
         module: A plain module; left in eval mode.
         batches: Images (B, C, H, W) float, at least one batch of two or more.
+        variance: What is averaged: torch's unbiased variance of each batch (ElasticViT, AlphaNet),
+            or the biased one (Once-for-all).
 
     Returns:
         The largest change of a running mean, in units of the new standard deviation of its
@@ -61,8 +71,9 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> float:
         norm.momentum = None
         norm.train()
     seen = 0
+    biased = _BiasedVariance(norms) if variance == "biased" else nullcontext()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), biased:
             for x in batches:
                 module(x)
                 seen += 1
@@ -81,3 +92,31 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> float:
         if norm.running_mean is not None and norm.running_var is not None
     ]
     return max(changes, default=0.0)
+
+
+class _BiasedVariance:
+    """While active, watch what BatchNorms read; at the end, set the mean of biased variances."""
+
+    def __init__(self, norms: Sequence[nn.Module]) -> None:
+        self._sums: dict[nn.Module, tuple[Tensor, int]] = {}
+        self._hooks = [norm.register_forward_pre_hook(self._watch) for norm in norms]
+
+    def _watch(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].transpose(0, 1).flatten(1)
+        total, batches = self._sums.get(norm, (torch.zeros_like(x[:, 0]), 0))
+        self._sums[norm] = total + x.var(dim=1, correction=0), batches + 1
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for norm, (total, batches) in self._sums.items():
+            assert isinstance(norm.running_var, Tensor)
+            norm.running_var.copy_(total / batches)

@@ -119,21 +119,24 @@ class Prefix(View):
 
 @dataclass(frozen=True)
 class GroupPrefix(Selection):
-    """A prefix within each of ``groups`` equal parts of dimension 0; a prefix elsewhere.
+    """A prefix within each of ``blocks[i]`` equal parts of dimension ``i``.
 
-    The packed ``qkv`` weight has three groups: a descendant with two of four heads takes the first
-    half of q, of k and of v.
+    The packed ``qkv`` weight has three blocks of rows: a descendant with two of four heads takes
+    the first half of q, of k and of v. A dimension with one block gives a plain prefix.
     """
 
     shape: tuple[int, ...]
-    groups: int
+    blocks: tuple[int, ...]
 
     def cut(self, tensor: Tensor) -> Tensor:
-        """Split dimension 0 into groups, take the prefix of each, join them again."""
-        rest = tuple(tensor.shape[1:])
-        parts = tensor.reshape(self.groups, tensor.shape[0] // self.groups, *rest)
-        inner = Prefix(self.source, (self.groups, self.shape[0] // self.groups, *self.shape[1:]))
-        return inner.cut(parts).reshape(self.shape)
+        """Split each dimension into blocks, take the prefix of each, join them again."""
+        whole: list[int] = []
+        part: list[int] = []
+        for size, wanted, blocks in zip(tensor.shape, self.shape, self.blocks, strict=True):
+            whole += [blocks, size // blocks]
+            part += [blocks, wanted // blocks]
+        inner = Prefix(self.source, tuple(part))
+        return inner.cut(tensor.reshape(whole)).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -155,18 +158,28 @@ class CentreCrop(View):
 
 @dataclass(frozen=True)
 class Index(Selection):
-    """Given entries of one dimension, in the given order; each at most once."""
+    """Given entries of each dimension, in the given order; each at most once.
 
-    dim: int
-    entries: tuple[int, ...]
+    Args:
+        entries: For each dimension the entries, a number for that long a prefix, or None for all.
+            Packed rows that begin at offsets and rows that are taken in strides are such lists.
+    """
+
+    entries: tuple[tuple[int, ...] | int | None, ...]
 
     def __post_init__(self) -> None:
-        if len(set(self.entries)) != len(self.entries):
-            raise ValueError("an entry is picked twice, so it could not be written back")
+        for picked in self.entries:
+            if isinstance(picked, tuple) and len(set(picked)) != len(picked):
+                raise ValueError("an entry is picked twice, so it could not be written back")
 
     def cut(self, tensor: Tensor) -> Tensor:
         """Select the entries."""
-        return tensor.index_select(self.dim, torch.tensor(self.entries, device=tensor.device))
+        for dim, picked in enumerate(self.entries):
+            if isinstance(picked, int):
+                tensor = tensor.narrow(dim, 0, picked)
+            elif picked is not None:
+                tensor = tensor.index_select(dim, torch.tensor(picked, device=tensor.device))
+        return tensor
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from elastic_export.config.base import Schema
-from elastic_export.elastic.family import Family, rules_from_layout
+from elastic_export.elastic.family import Family
 from elastic_export.elastic.recalibrate import written_buffers
 from elastic_export.elastic.rules import Rule
 from elastic_export.elastic.store import ParameterStore
 from elastic_export.errors import UserError, did_you_mean
 from elastic_export.space import Costs, Space, Spec
 
-__all__ = ["Active", "Supernet", "resolve_spec"]
+__all__ = ["Active", "Supernet", "resized", "resolve_spec"]
 
 # A skeleton holds no memory to speak of; the bound keeps the Python objects of a long search small.
 _CACHED_SPECS = 256
@@ -56,32 +57,31 @@ class Supernet:
         self.space: Space = family.space(config)
         self.store = store
         self.training = False
-        self._layout = family.layout(config)
         self._cache: OrderedDict[Spec, Active] = OrderedDict()
 
     @classmethod
     def create(cls, family: Family, config: Schema, *, seed: int = 0) -> Supernet:
         """Make a supernet with the family's starting values, a function of ``seed`` alone."""
-        space = family.space(config)
-        module = family.skeleton(config, space.max()).to_empty(device="cpu")
+        module = family.stored(config).to_empty(device="cpu")
         generator = torch.Generator().manual_seed(seed)
         family.initialise(config, module, generator)
         return cls(family, config, ParameterStore.of_module(module))
 
     @classmethod
-    def empty(cls, family: Family, config: Schema) -> Supernet:
-        """Make a supernet whose values are still to be loaded."""
-        module = family.skeleton(config, family.space(config).max()).to_empty(device="cpu")
-        return cls(family, config, ParameterStore.of_module(module))
+    def of_state(cls, family: Family, config: Schema, state: Mapping[str, Tensor]) -> Supernet:
+        """Make a supernet of given tensors, which are kept, not copied.
+
+        Raises:
+            UserError: A name is missing, unknown, or has another shape.
+        """
+        return cls(family, config, ParameterStore.of_state(family.stored(config), state))
 
     def activate(self, spec: Spec) -> Active:
         """The skeleton and rules of a spec, from the cache where possible."""
         active = self._cache.get(spec)
         if active is None:
             skeleton = self.family.skeleton(self.config, spec)
-            rules = rules_from_layout(
-                self._layout, skeleton, self.family.patterns(self.config, spec)
-            )
+            rules = self.family.rules(self.config, spec, skeleton)
             written = tuple(n for n in written_buffers(skeleton) if not rules[n].is_view)
             active = self._cache[spec] = Active(skeleton, rules, written)
             if len(self._cache) > _CACHED_SPECS:
@@ -91,8 +91,13 @@ class Supernet:
         return active
 
     def forward(self, spec: Spec, x: Tensor) -> Tensor:
-        """Logits (B, classes) of a descendant for images ``x`` (B, C, H, W) float."""
+        """Logits (B, classes) of a descendant for images ``x`` (B, C, H, W) float.
+
+        Images of another size than the descendant reads are resized first, as the final step of
+        the families with a resolution axis is.
+        """
         active = self.activate(spec)
+        x = resized(x, self.family.input_shape(self.config, spec)[1])
         active.skeleton.train(self.training)
         store = self.store.tensors
         tensors = {name: rule.read(store) for name, rule in active.rules.items()}
@@ -158,6 +163,13 @@ class Supernet:
     def spec(self, wanted: str | Mapping[str, Any]) -> Spec:
         """Resolve a spec of this supernet; see :func:`resolve_spec`."""
         return resolve_spec(self.family, self.config, wanted)
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """Images (B, C, H, W) at ``size`` x ``size`` pixels, bicubic without antialiasing."""
+    if x.shape[-1] == size and x.shape[-2] == size:
+        return x
+    return F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False)
 
 
 def resolve_spec(family: Family, config: Schema, wanted: str | Mapping[str, Any]) -> Spec:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field
+from torch import nn
 
 from elastic_export.config.base import Schema
+from elastic_export.config.transform import Transform
+from elastic_export.elastic.family import Family, rules_from_layout
+from elastic_export.elastic.rules import Rule
+from elastic_export.space import Spec
 
 __all__ = ["Count", "ImageConfig", "ImageFamily", "Ratios", "Sizes", "ascending"]
 
@@ -28,9 +33,35 @@ class ImageConfig(Schema):
 class ImageFamily:
     """The parts of a family that follow from :class:`ImageConfig`."""
 
-    def input_shape(self, config: ImageConfig) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        return config.in_chans, config.image_size, config.image_size
+    def stored(self, config: Any) -> nn.Module:
+        """The largest plain module."""
+        family: Family = cast("Family", self)
+        return family.skeleton(config, family.space(config).max())
+
+    def rules(self, config: Any, spec: Spec, plain: nn.Module) -> dict[str, Rule]:
+        """What follows from the layout and the patterns."""
+        family: Family = cast("Family", self)
+        return rules_from_layout(family.layout(config), plain, family.patterns(config, spec))
+
+    def input_shape(self, config: ImageConfig, spec: Spec | None = None) -> tuple[int, int, int]:
+        """Channels, height, width; a spec with a gene ``resolution`` has its own."""
+        size = config.image_size
+        if spec is not None and "resolution" in spec:
+            size = int(spec["resolution"])
+        return config.in_chans, size, size
+
+    def preprocess(self, config: ImageConfig, spec: Spec, transform: Transform) -> Transform:
+        """Crop to the spec's size; what is resized before grows or shrinks with it.
+
+        A network for 224 pixels with ``resize`` 256 becomes one for 192 with ``resize`` 219.
+        """
+        size = self.input_shape(config, spec)[1]
+        if size == transform.size:
+            return transform
+        resize = transform.resize or transform.size
+        return transform.model_copy(
+            update={"size": size, "resize": round(resize * size / transform.size)}
+        )
 
     def num_classes(self, config: ImageConfig) -> int:
         """The length of the logits."""

@@ -72,7 +72,7 @@ def test_a_native_supernet_of_another_family(vit: Path, tmp_path: Path) -> None:
     path = tmp_path / "n.safetensors"
     save_supernet(import_supernet(vit, config={"heads": [2]}).supernet, path)
     assert import_supernet(path, config={}).format == "native"
-    with pytest.raises(UserError, match="is a supernet of family vit, not resnet"):
+    with pytest.raises(UserError, match="is of family vit, not resnet"):
         import_supernet(path, family="resnet", config={})
     with pytest.raises(UserError, match="no checkpoint format"):
         import_supernet(path, format="naive", config={})

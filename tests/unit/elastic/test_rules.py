@@ -22,8 +22,8 @@ KERNEL = {"w": torch.arange(6 * 49, dtype=torch.float32).reshape(6, 1, 7, 7) + 1
 CASES: list[tuple[Rule, dict[str, Tensor], Tensor]] = [
     (Prefix("w", (5, 3)), SOURCE, SOURCE["w"][:5, :3]),
     (Prefix("w", (12, 8)), SOURCE, SOURCE["w"]),
-    (GroupPrefix("w", (6, 4), 3), SOURCE, SOURCE["w"][[0, 1, 4, 5, 8, 9], :4]),
-    (Index("w", 0, (7, 1, 3)), SOURCE, SOURCE["w"][[7, 1, 3]]),
+    (GroupPrefix("w", (6, 4), (3, 1)), SOURCE, SOURCE["w"][[0, 1, 4, 5, 8, 9], :4]),
+    (Index("w", ((7, 1, 3), None)), SOURCE, SOURCE["w"][[7, 1, 3]]),
     (CentreCrop("w", 4, 3), KERNEL, KERNEL["w"][:4, :, 2:5, 2:5]),
 ]
 
@@ -72,7 +72,7 @@ def test_a_view_shares_memory_and_a_copy_does_not(
 
 def test_a_mask_keeps_the_largest_of_the_slice_and_its_gradient() -> None:
     live = {"w": torch.randn(12, 8, requires_grad=True)}
-    rule = Masked(GroupPrefix("w", (6, 4), 3), "2:4")
+    rule = Masked(GroupPrefix("w", (6, 4), (3, 1)), "2:4")
     value = rule.read(live)
     assert ((value.reshape(-1, 4) != 0).sum(-1) == 2).all()
     value.sum().backward()
@@ -92,4 +92,4 @@ def test_a_constant_needs_no_source_and_cannot_be_written() -> None:
 
 def test_an_index_that_repeats_could_not_be_written_back() -> None:
     with pytest.raises(ValueError, match="picked twice"):
-        Index("w", 0, (1, 1))
+        Index("w", ((1, 1), None))

@@ -40,7 +40,7 @@ def test_logits_equal_timm(model: str, family: str, hints: dict[str, Any], size:
     state = net.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     config = kind.recognise(shapes, _normalised(hints))
-    supernet = Supernet.empty(kind, config)
+    supernet = Supernet.create(kind, config)
     supernet.load_state_dict(state)
     module = extract(supernet, supernet.space.max()).module
     assert module.state_dict().keys() == state.keys()

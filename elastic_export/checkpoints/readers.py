@@ -1,0 +1,27 @@
+"""Find a reader by name or by what a file holds; readers register themselves."""
+
+from __future__ import annotations
+
+from elastic_export.checkpoints.reader import Reader, Source
+
+__all__ = ["readers", "register_reader", "who_claims"]
+
+_READERS: dict[str, Reader] = {}
+
+
+def register_reader(reader: type[Reader]) -> type[Reader]:
+    """Class decorator: make one instance of the reader known under its name."""
+    _READERS[reader.name] = reader()
+    return reader
+
+
+def readers() -> dict[str, Reader]:
+    """All readers by name, those that look for the most particular marks first."""
+    from elastic_export.checkpoints import plain  # noqa: F401 - they register themselves
+
+    return dict(_READERS)
+
+
+def who_claims(source: Source) -> Reader | None:
+    """The first reader that knows the file."""
+    return next((reader for reader in readers().values() if reader.claims(source)), None)

@@ -1,0 +1,159 @@
+"""Every fixture: import, parity with the official logits, costs, ONNX, engine.
+
+Tolerances (docs/architecture.md, "extract"): float32 ``max(1e-5, 20 x the difference the fixture
+observed between CPU kernels)``, float64 1e-8, both relative to the largest official logit. ONNX
+Runtime against the extracted module: 1e-4.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import onnxruntime
+import pytest
+import torch
+from case import Case, Counted, read_fixture
+from folders import cases
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from elastic_export.checkpoints import import_supernet
+from elastic_export.checkpoints.reader import Imported
+from elastic_export.elastic import extract, recalibrate
+from elastic_export.elastic.fold import fold_batchnorm
+from elastic_export.elastic.supernet import resized
+from elastic_export.engine import tensorrt_rtx
+from elastic_export.export import export_fp32
+
+Variance = Literal["unbiased", "biased"]
+NoteError = Callable[[Path, str, float], None]
+
+
+def expected(folder: Path, key: str) -> Tensor:
+    with safe_open(folder / "expected.safetensors", framework="pt") as file:
+        return file.get_tensor(key)
+
+
+def has(folder: Path, key: str) -> bool:
+    with safe_open(folder / "expected.safetensors", framework="pt") as file:
+        return key in set(file.keys())
+
+
+@lru_cache(maxsize=4)
+def _imported(source: Path, config: str, format: str, family: str | None) -> Imported:
+    return import_supernet(source, family=family, format=format, config=json.loads(config))
+
+
+def imported(case: Case) -> Imported:
+    found = _imported(case.source, json.dumps(case.config), case.format, case.family)
+    found.supernet.eval()
+    return found
+
+
+def network(folder: Path, case: Case, dtype: torch.dtype) -> nn.Module:
+    supernet = imported(case).supernet
+    module = extract(supernet, supernet.spec(case.spec)).module.to(dtype)
+    if case.transform is not None:
+        with safe_open(folder / "expected.safetensors", framework="pt") as file:
+            module = case.transform(module, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    if case.recalibrate is not None:
+        variance: Variance = "biased" if case.biased else "unbiased"
+        recalibrate(module, expected(folder, case.recalibrate).to(dtype), variance=variance)
+    return module.eval()
+
+
+def images(folder: Path, case: Case, dtype: torch.dtype) -> Tensor:
+    x = expected(folder, case.input).to(dtype)
+    return x if case.final_size is None else resized(x, case.final_size)
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    assert found.shape == wanted.shape
+    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+
+
+def test_the_system_is_known(folder: Path) -> None:
+    assert list(cases(folder)), "no case was made of this folder"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+def test_parity(folder: Path, case: Case, dtype: torch.dtype, note_error: NoteError) -> None:
+    key = case.logits if dtype == torch.float32 else f"{case.logits}_f64"
+    if not has(folder, key):
+        pytest.skip(f"the fixture holds no {key}")
+    if dtype == torch.float32 and case.only_float64:
+        pytest.skip(case.only_float64)
+    observed = read_fixture(folder)["observed_relative_difference_between_cpu_kernels"]["value"]
+    tolerance = max(1e-5, 20 * observed) if dtype == torch.float32 else 1e-8
+    with torch.no_grad():
+        logits = network(folder, case, dtype)(images(folder, case, dtype))
+    error = relative(logits, expected(folder, key))
+    note_error(folder, "float32" if dtype == torch.float32 else "float64", error)
+    assert error <= tolerance
+
+
+def test_costs(folder: Path, case: Case, note_error: NoteError) -> None:
+    found = imported(case)
+    spec = found.supernet.spec(case.spec)
+    module = extract(found.supernet, spec).module
+    if case.params is not None:
+        assert sum(p.numel() for p in module.parameters()) == case.params
+    if not case.official:
+        return
+    assert found.official is not None
+    counts = found.official(spec)
+    for name, wanted in case.official.items():
+        error = abs(counts[name] - wanted) / max(abs(wanted), 1e-30)
+        note_error(folder, "MACs", error)
+        assert error <= case.official_tolerance, (name, counts[name], wanted)
+
+
+def test_masks(folder: Path, case: Case) -> None:
+    if not case.masks:
+        pytest.skip("the fixture holds no masks of this arch")
+    weights = dict(network(folder, case, torch.float32).named_parameters())
+    for name, key in case.masks.items():
+        mask = expected(folder, key).bool()
+        assert not weights[name][~mask].any(), name
+        assert torch.equal(weights[name] != 0, mask & (weights[name] != 0)), name
+        assert float((weights[name] != 0).float().mean()) >= 0.9 * float(mask.float().mean()), name
+
+
+def test_full_size_costs(folder: Path, cost: Counted, note_error: NoteError) -> None:
+    counts = cost.count()
+    for name, wanted in cost.official.items():
+        error = abs(counts[name] - wanted) / abs(wanted)
+        note_error(folder, "full-size MACs", error)
+        assert error <= cost.tolerance, (name, counts[name], wanted)
+
+
+def test_onnx_and_engine(
+    folder: Path, case: Case, through_onnx: bool, note_error: NoteError, tmp_path: Path
+) -> None:
+    supernet = imported(case).supernet
+    module = copy.deepcopy(network(folder, case, torch.float32))
+    fold_batchnorm(module, supernet.family.fold_pairs(module))
+    x = images(folder, case, torch.float32)[:1]
+    path = export_fp32(module, x, tmp_path / "net.onnx").path
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    logits = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    with torch.no_grad():
+        error = relative(logits, module(x))
+    note_error(folder, "ONNX", error)
+    assert error <= 1e-4
+    if tensorrt_rtx.available() is None:
+        pytest.skip("ONNX holds; tensorrt-rtx is not installed (extra rtx), so no engine was built")
+    report = tensorrt_rtx.build(path, tmp_path / "net.engine", sm=86)
+    note_error(folder, "engine MB", report.bytes / 1e6)
+    assert report.status == "accepted"
+
+
+def test_every_key_is_accounted_for(folder: Path, case: Case) -> None:
+    found = imported(case)
+    assert found.stored or case.source.is_dir()
+    assert all(reason for reason in found.ignored.values())
