@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from elastic_export.cli.errors import command
 from elastic_export.cli.options import JsonOption, OutOption, QuietOption, VerboseOption
-
-if TYPE_CHECKING:
-    from elastic_export.config.recipe import DataConfig
 
 __all__ = ["export"]
 
@@ -47,13 +44,14 @@ def export(
 ) -> None:
     """Export a descendant to verified ONNX for one target."""
     with command(as_json, quiet, verbose) as output:
+        from elastic_export.cli.inputs import data_of
         from elastic_export.cli.tables import facts
         from elastic_export.config.loader import load_calibration, load_target
 
         # Wrong names are told before the heavy imports.
         load_target(target)
         load_calibration(calibration)
-        images = _data(data)
+        images = data_of(data)
 
         with output.task("Loading PyTorch"):
             from elastic_export import pipeline
@@ -67,19 +65,3 @@ def export(
             progress=output.progress,
         )
         output.result(told, facts(told), short=str(told.get("folder", out)))
-
-
-def _data(asked: str | None) -> DataConfig | None:
-    from elastic_export.config.recipe import DataConfig
-    from elastic_export.errors import UserError
-
-    if asked is None:
-        return None
-    if Path(asked).is_dir():
-        return DataConfig(dataset="imagefolder", root=asked)
-    if asked == "digits":
-        return DataConfig(dataset="digits")
-    raise UserError(
-        f"--data {asked} is neither a folder nor the name of a data set.",
-        "Give digits, or a folder that holds train/ and val/.",
-    )

@@ -35,10 +35,22 @@ def extract(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", metavar="FILE", help="The family's settings (YAML).", show_default=False
+            "--config",
+            metavar="FILE",
+            help="Settings (YAML): the family's, or those of the system that trained the network.",
+            show_default=False,
         ),
     ] = None,
     override: SetOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="digits, or a folder with train/ and val/: to estimate BatchNorm statistics on.",
+            show_default=False,
+        ),
+    ] = None,
     out: OutOption = Path("elastic-export-out"),
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -49,18 +61,24 @@ def extract(
     --set changes a value of the family's settings, such as depth=12.
     """
     with command(as_json, quiet, verbose) as output:
+        from elastic_export.cli.inputs import data_of, settings_of
         from elastic_export.cli.tables import facts
-        from elastic_export.config.overrides import apply_overrides
-        from elastic_export.config.reading import read_mapping
 
-        settings = read_mapping(config, "family settings") if config else {}
-        settings = apply_overrides(settings, override or ())
+        settings = settings_of(config, override)
         wanted = _spec(spec)
+        images = data_of(data)
 
-        from elastic_export import pipeline
+        with output.task("Loading PyTorch"):
+            from elastic_export import pipeline
 
         told = pipeline.extract_one(
-            checkpoint, family=family, format=form, config=settings, spec=wanted, out=out
+            checkpoint,
+            family=family,
+            format=form,
+            config=settings,
+            spec=wanted,
+            out=out,
+            data=images,
         )
         output.result(told, facts(told), short=str(told.get("path", out)))
 
@@ -68,10 +86,16 @@ def extract(
 def _spec(text: str | None) -> dict[str, Any] | str | None:
     """Read a spec given as a name, as YAML, or in a file."""
     from elastic_export.config.reading import parse_yaml, read_mapping
+    from elastic_export.errors import UserError
 
     if text is None:
         return None
-    if Path(text).is_file():
+    if Path(text).suffix in (".yaml", ".yml"):
         return read_mapping(Path(text), "spec")
     value = parse_yaml(text, "the spec")
+    if isinstance(value, list):
+        raise UserError(
+            "--spec is a list, but a spec names its choices.",
+            "Write a name, or choices such as '{depth: 6}'.",
+        )
     return value if isinstance(value, dict) else text

@@ -16,7 +16,7 @@ import yaml
 
 from elastic_export.errors import UserError
 
-__all__ = ["parse_yaml", "read_mapping"]
+__all__ = ["parse_yaml", "read_mapping", "read_settings"]
 
 _MAX_BYTES = 1 << 20
 _MAX_VALUES = 100_000
@@ -45,6 +45,14 @@ def _construct_number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
     return int(number) if "." not in text and number.is_integer() else number
 
 
+class _LooseLoader(_Loader):
+    """Takes keys that are not text, as other systems' files have them, and makes them text."""
+
+
+def _construct_loose_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
+
+
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: dict[Hashable, Any] = {}
     for key_node, _ in node.value:
@@ -70,20 +78,22 @@ _Loader.add_implicit_resolver(
 _Loader.add_constructor("!word", _construct_word)
 _Loader.add_constructor("!number", _construct_number)
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+_LooseLoader.add_constructor("tag:yaml.org,2002:map", _construct_loose_mapping)
 
 
-def parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str, *, loose: bool = False) -> Any:
     """Return the value that ``text`` stands for.
 
     Args:
         text: One YAML document.
         where: What the text is, to begin an error with: ``the recipe my.yaml``.
+        loose: Take keys of any type, as text; for files that other systems wrote.
 
     Raises:
         UserError: With the line and column of what is wrong.
     """
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_LooseLoader if loose else _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -100,12 +110,49 @@ def parse_yaml(text: str, where: str) -> Any:
     return value
 
 
-def read_mapping(path: Path, noun: str) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return a network's settings: ours, or the configuration of the system that trained it.
+
+    A file of the yacs kind may name others under ``BASE``; they lie beneath it, and what it says
+    itself wins.
+
+    Raises:
+        UserError: As :func:`read_mapping`; also where files name each other in a circle.
+    """
+    return _with_bases(path, ())
+
+
+def _with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise UserError(
+            f"The settings {path} name themselves under BASE.", "Take the circle out of the files."
+        )
+    values = read_mapping(path, "settings", loose=True)
+    bases = values.get("BASE")
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else []:
+        if base:
+            below = _with_bases(path.parent / str(base), (*above, path.resolve()))
+            merged = _merged(merged, below)
+    return _merged(merged, values)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        inner = result.get(key)
+        both = isinstance(inner, dict) and isinstance(value, dict)
+        result[key] = _merged(inner, value) if both and inner is not None else value
+    return result
+
+
+def read_mapping(path: Path, noun: str, *, loose: bool = False) -> dict[str, Any]:
     """Return the keys and values of a YAML file.
 
     Args:
         path: The file.
         noun: What the file is: ``recipe``, ``target``.
+        loose: As :func:`parse_yaml`.
 
     Raises:
         UserError: When it is missing, empty, not text, not YAML, or not a set of keys.
@@ -129,7 +176,7 @@ def read_mapping(path: Path, noun: str) -> dict[str, Any]:
             f"The {noun} {path} cannot be read: {error.strerror}.",
             "Check the path and its permissions.",
         ) from error
-    value = parse_yaml(text, where)
+    value = parse_yaml(text, where, loose=loose)
     if value is None:
         raise UserError(
             f"The {noun} {path} is empty.",

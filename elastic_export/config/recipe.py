@@ -32,14 +32,17 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 class ModelConfig(Schema):
     """Where the supernet or the plain network comes from.
 
-    ``checkpoint`` is a file; without one, ``train`` must be given. ``config`` holds the family's
-    own settings (sizes and axes); what a checkpoint tells by itself need not be repeated.
+    ``checkpoint`` is a file (or the folder of a system that writes several); without one, ``train``
+    must be given. ``config`` holds the family's own settings (sizes and axes); what a checkpoint
+    tells by itself need not be repeated. ``config_file`` is a YAML file of such settings, or the
+    configuration of the system that trained the checkpoint; what ``config`` says too wins.
     """
 
     family: str
     checkpoint: str | None = None
     format: str = "auto"
     config: dict[str, Any] = Field(default_factory=dict)
+    config_file: str | None = None
 
 
 class SearchSplit(Schema):

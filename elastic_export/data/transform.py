@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image
 
@@ -25,14 +27,15 @@ def apply_transform(image: Image.Image, transform: Transform) -> np.ndarray:
     ``ToTensor`` and ``Normalize`` on a Pillow image, bit for bit. Greyscale, palette, alpha and
     CMYK images are first converted to the transform's channels (alpha is dropped); 16-bit
     greyscale is scaled by 65535; an image of mode ``F`` is taken to lie in [0, 1] already. EXIF
-    rotation is not applied, as in the evaluation of the common ImageNet code.
+    rotation is not applied, as in the evaluation of the common ImageNet code. The final resize is
+    torch's ``interpolate(mode="bicubic", align_corners=False)``, to float32 rounding.
 
     Args:
         image: Any Pillow image.
         transform: What to do.
 
     Returns:
-        float32, shape (channels, size, size).
+        float32, shape (channels, size, size), or ``final_size`` instead of ``size``.
 
     Raises:
         UserError: The transform does not resize and the image is not ``size`` pixels square.
@@ -53,7 +56,10 @@ def apply_transform(image: Image.Image, transform: Transform) -> np.ndarray:
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     mean = np.asarray(transform.mean, dtype=np.float32)[:, None, None]
     std = np.asarray(transform.std, dtype=np.float32)[:, None, None]
-    return np.ascontiguousarray((planes - mean) / std)
+    normalised = np.ascontiguousarray((planes - mean) / std)
+    if transform.final_size is None or transform.final_size == transform.size:
+        return normalised
+    return _bicubic(normalised, transform.final_size)
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
@@ -83,3 +89,24 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
     left = round((image.width - size) / 2)
     top = round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+def _bicubic(planes: np.ndarray, size: int) -> np.ndarray:
+    """Resize float planes (C, S, S) as torch does: no antialiasing, edges repeated."""
+    weights = _bicubic_weights(planes.shape[-1], size)
+    return np.ascontiguousarray(weights @ planes @ weights.T)
+
+
+@lru_cache(maxsize=8)
+def _bicubic_weights(old: int, new: int) -> np.ndarray:
+    """The matrix (new, old) that resizes one axis; Keys' kernel with a = -0.75."""
+    places = (np.arange(new) + 0.5) * (old / new) - 0.5
+    first = np.floor(places).astype(int)
+    matrix = np.zeros((new, old))
+    for step in range(-1, 3):
+        far = np.abs(places - (first + step))
+        near_part = (1.25 * far - 2.25) * far * far + 1
+        far_part = ((-0.75 * far + 3.75) * far - 6) * far + 3
+        share = np.where(far <= 1, near_part, far_part)
+        np.add.at(matrix, (np.arange(new), np.clip(first + step, 0, old - 1)), share)
+    return matrix.astype(np.float32)

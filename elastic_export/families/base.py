@@ -51,12 +51,12 @@ class ImageFamily:
         return config.in_chans, size, size
 
     def preprocess(self, config: ImageConfig, spec: Spec, transform: Transform) -> Transform:
-        """Crop to the spec's size; what is resized before grows or shrinks with it.
+        """Crop to the spec's resolution; what is resized before grows or shrinks with it.
 
         A network for 224 pixels with ``resize`` 256 becomes one for 192 with ``resize`` 219.
         """
         size = self.input_shape(config, spec)[1]
-        if size == transform.size:
+        if "resolution" not in spec or size == transform.size:
             return transform
         resize = transform.resize or transform.size
         return transform.model_copy(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elastic_export.artifacts.digest import sha256_file
+from elastic_export.artifacts.digest import sha256_tree
 from elastic_export.artifacts.store import Artifact
 from elastic_export.checkpoints import import_supernet, save_descendant, save_supernet
 from elastic_export.data.evaluate import top1
@@ -20,7 +20,13 @@ from elastic_export.elastic.supernet import resolve_spec
 from elastic_export.errors import CheckFailed
 from elastic_export.families.registry import family_config, get_family
 from elastic_export.pipeline.flow import Flow
-from elastic_export.pipeline.workshop import DESCENDANT, SUPERNET, Workshop, checkpoint_path
+from elastic_export.pipeline.workshop import (
+    DESCENDANT,
+    SUPERNET,
+    Workshop,
+    checkpoint_path,
+    model_settings,
+)
 from elastic_export.search import evolve
 from elastic_export.space import Spec
 from elastic_export.sparsity import check_patterns, make_masks
@@ -50,30 +56,40 @@ def make_supernet(flow: Flow, shop: Workshop) -> Artifact | None:
     model = recipe.model
     if model.checkpoint is not None:
         path = checkpoint_path(recipe)
-        config = {"file": sha256_file(path), **model.model_dump(mode="json")}
-        del config["checkpoint"]
+        settings = model_settings(recipe)
+        config: dict[str, Any] = {
+            "file": sha256_tree(path),
+            "family": model.family,
+            "format": model.format,
+            "config": settings,
+        }
 
         def bring(folder: Path, work: Path) -> dict[str, Any]:
-            found = import_supernet(
-                path, family=model.family, format=model.format, config=model.config
-            )
+            found = import_supernet(path, family=model.family, format=model.format, config=settings)
             shop.check_fits(found.supernet.family, found.supernet.config)
             save_supernet(found.supernet, folder / SUPERNET)
-            told = {"format": found.format, "stored": list(found.stored)}
-            return {**told, "sparsity": found.sparsity, "ignored": found.ignored}
+            return {
+                "format": found.format,
+                "system": found.system,
+                "stored": list(found.stored),
+                "used": found.used,
+                "sparsity": found.sparsity,
+                "ignored": found.ignored,
+                "notes": list(found.notes),
+            }
 
         return flow.do("import", path.name, config=config, inputs=[], make=bring)
 
     family = get_family(model.family)
-    settings = family_config(family, model.config)
-    shop.check_fits(family, settings)
+    chosen = family_config(family, model_settings(recipe))
+    shop.check_fits(family, chosen)
     for wanted in recipe.descend.specs:
-        resolve_spec(family, settings, wanted)  # a wrong one is told before the training
+        resolve_spec(family, chosen, wanted)  # a wrong one is told before the training
     train = recipe.train
     assert train is not None  # the recipe's own validation
 
     def learn(folder: Path, work: Path) -> dict[str, Any]:
-        supernet = Supernet.create(family, settings, seed=recipe.seed)
+        supernet = Supernet.create(family, chosen, seed=recipe.seed)
         shop.suit_threads(supernet)
         report = train_supernet(
             supernet,
@@ -91,7 +107,7 @@ def make_supernet(flow: Flow, shop: Workshop) -> Artifact | None:
     steps = train.model_dump(mode="json", exclude={"checkpoint_every"})
     config = {
         "family": family.name,
-        "model": settings.model_dump(mode="json", exclude={"specs"}),
+        "model": chosen.model_dump(mode="json", exclude={"specs"}),
         "train": steps,
         "seed": recipe.seed,
         "data": shop.data_digests["train"],
@@ -171,10 +187,10 @@ def _search(flow: Flow, shop: Workshop, supernet: Artifact | None) -> list[Named
 def _score(shop: Workshop, net: Supernet, spec: Spec) -> float:
     """Top-1 on the search split; with BatchNorm, after extraction and recalibration."""
     if not has_batchnorm(net.activate(spec).skeleton):
-        return top1(lambda x: net.forward(spec, x), shop.data.search)
+        return top1(lambda x: net.forward(spec, x), shop.data_of(spec).search)
     module = extract(net, spec).module
-    recalibrate(module, shop.recalibration_batches())
-    return top1(module, shop.data.search)
+    recalibrate(module, shop.recalibration_batches(spec))
+    return top1(module, shop.data_of(spec).search)
 
 
 def descend(
@@ -193,7 +209,7 @@ def descend(
         assert supernet is not None
         assert named.spec is not None
         one = extract(shop.supernet(supernet), named.spec)
-        change = recalibrate(one.module, shop.recalibration_batches())
+        change = recalibrate(one.module, shop.recalibration_batches(one.genes))
         save_descendant(one, folder / DESCENDANT)
         return {"name": named.name, "spec_id": one.spec_id, "recalibration_change": change}
 
@@ -212,7 +228,7 @@ def descend(
             one = shop.descendant(before)
             report = finetune(
                 one.module,
-                shop.data.train,
+                shop.data_of(one.genes).train,
                 tuning,
                 seed=recipe.seed,
                 masks=_frozen(one),
@@ -255,7 +271,7 @@ def _fold(shop: Workshop, current: Artifact | None, folder: Path) -> dict[str, A
     assert current is not None
     one = shop.descendant(current)
     pairs = get_family(one.family).fold_pairs(one.module)
-    x, _ = next(iter(shop.data.search.batches(8)))
+    x, _ = next(iter(shop.data_of(one.genes).search.batches(8)))
     with torch.no_grad():
         before = one.module(x)
         fold_batchnorm(one.module, pairs)
@@ -294,7 +310,7 @@ def _sparsify(
     if asked.finetune is not None:
         report = finetune(
             one.module,
-            shop.data.train,
+            shop.data_of(one.genes).train,
             asked.finetune,
             seed=shop.recipe.seed,
             masks=masks,

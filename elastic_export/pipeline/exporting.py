@@ -130,7 +130,8 @@ def export(
         found = QuantizationRecord.load(record.path / RECORD) if record is not None else None
         batch = shop.recipe.measure.batch_size
         count = max(batch, _PARITY_IMAGES // batch * batch)
-        x = next(iter(shop.data.search.head(count).batches(count)))[0]
+        genes = next(iter(loaded.values())).genes
+        x = next(iter(shop.data_of(genes).search.head(count).batches(count)))[0]
         shop.progress.start(f"export {name}", len(wanted))
         checks: dict[str, dict[str, Any]] = {}
         try:

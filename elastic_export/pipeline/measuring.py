@@ -21,6 +21,7 @@ from elastic_export.engine.runners import OrtRunner
 from elastic_export.measure.compare import choose
 from elastic_export.measure.machine import describe_machine
 from elastic_export.measure.protocol import measure_interleaved
+from elastic_export.pipeline.descend import Named
 from elastic_export.pipeline.flow import Flow
 from elastic_export.pipeline.workshop import Workshop
 
@@ -56,15 +57,20 @@ def predictor(runner: OrtRunner, batch_size: int) -> Callable[[Tensor], Tensor]:
     return predict
 
 
-def evaluate(flow: Flow, shop: Workshop, name: str, exported: Artifact | None) -> Artifact | None:
+def evaluate(
+    flow: Flow, shop: Workshop, named: Named, exported: Artifact | None
+) -> Artifact | None:
     """Top-1 of every exported file on the test split, in ONNX Runtime, and sample logits."""
+    name = named.name
     settings = shop.recipe.measure
 
     def make(folder: Path, work: Path) -> dict[str, Any]:
         assert exported is not None
         paths = sorted(exported.path.glob("*.onnx"))
         count = _SAMPLES * settings.batch_size
-        images = next(iter(shop.data.search.head(count).batches(count)))[0]
+        assert named.spec is not None
+        data = shop.data_of(named.spec)
+        images = next(iter(data.search.head(count).batches(count)))[0]
         samples = {"input": images.numpy()}
         found = {}
         shop.progress.start(f"evaluate {name}", len(paths))
@@ -72,7 +78,7 @@ def evaluate(flow: Flow, shop: Workshop, name: str, exported: Artifact | None) -
             for path in paths:
                 run = predictor(OrtRunner(path, threads=settings.threads), settings.batch_size)
                 samples[path.name] = in_batches(run, images, settings.batch_size).numpy()
-                found[path.name] = top1(run, shop.data.test, batch_size=settings.batch_size)
+                found[path.name] = top1(run, data.test, batch_size=settings.batch_size)
                 shop.progress.advance(note=f"{path.name} {found[path.name]:.1f} %")
         finally:
             shop.progress.finish()
@@ -119,29 +125,34 @@ def accuracies(
 
 
 def measure(
-    flow: Flow, shop: Workshop, exported: Mapping[str, Artifact | None], files: Mapping[str, str]
+    flow: Flow,
+    shop: Workshop,
+    exported: Mapping[Named, Artifact | None],
+    files: Mapping[str, str],
 ) -> Artifact | None:
     """Latency of every descendant on this machine, all of them interleaved in one run.
 
     Args:
         flow: The store and the plan.
         shop: The recipe and what is loaded.
-        exported: Descendant's name to its export artifact.
+        exported: Each descendant's export artifact.
         files: Precision to file name, as the host target gets them.
     """
     settings, machine = shop.recipe.measure, describe_machine()
 
     def make(folder: Path, work: Path) -> dict[str, Any]:
-        image = next(iter(shop.data.test.batches(settings.batch_size)))[0].numpy()
         candidates = {}
-        for name, artifact in exported.items():
+        for named, artifact in exported.items():
             assert artifact is not None
+            assert named.spec is not None
+            test = shop.data_of(named.spec).test
+            image = next(iter(test.batches(settings.batch_size)))[0].numpy()
             for precision, file in files.items():
                 runner = OrtRunner(artifact.path / file, threads=settings.threads)
-                candidates[f"{name}/{precision}"] = partial(runner.run, image)
+                candidates[f"{named.name}/{precision}"] = partial(runner.run, image)
         timings = measure_interleaved(candidates, settings, progress=shop.progress)
         found: dict[str, Any] = {"latency": {}, "chosen": {}}
-        for name in exported:
+        for name in (named.name for named in exported):
             mine = {precision: timings[f"{name}/{precision}"] for precision in files}
             found["latency"][name] = {
                 precision: timing.latency(

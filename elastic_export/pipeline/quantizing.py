@@ -34,15 +34,16 @@ def quantize(flow: Flow, shop: Workshop, name: str, source: Artifact | None) -> 
     def make(folder: Path, work: Path) -> dict[str, Any]:
         assert source is not None
         one = shop.descendant(source)
-        split = shop.data.train.head(recipe.images, name="calibration")
+        data = shop.data_of(one.genes)
+        split = data.train.head(recipe.images, name="calibration")
         record = calibrate(one.module, split, recipe, progress=shop.progress)
         told: dict[str, Any] = {"calibrator": record.calibrator, "images": record.images}
         if asked.guard is not None:
 
             def accuracy(candidate: QuantizationRecord) -> float:
-                return top1(fake_quantize(one.module, candidate), shop.data.search)
+                return top1(fake_quantize(one.module, candidate), data.search)
 
-            baseline = top1(one.module, shop.data.search)
+            baseline = top1(one.module, data.search)
             held = guard(record, accuracy, baseline, asked.guard.max_drop, progress=shop.progress)
             record = held.record
             told["guard"] = held.to_json()

@@ -109,7 +109,7 @@ def _bundle(
         f"{shop.recipe.name} {made.named.name}",
         one,
         target,
-        shop.data.transform,
+        shop.data_of(one.genes).transform,
         content,
         chosen=chosen,
         notes=notes,

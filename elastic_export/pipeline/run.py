@@ -122,10 +122,10 @@ def _run(
     """All stages in order; the list is None where a stage was not made."""
     supernet = make_supernet(flow, shop)
     made: list[Made] = []
-    exports: dict[str, Artifact | None] = {}
+    exports: dict[Named, Artifact | None] = {}
     for named in wanted_specs(flow, shop, supernet):
         one = _descendant(flow, shop, targets, supernet, named)
-        exports[named.name] = one["exported"]
+        exports[named] = one["exported"]
         if all(one[part] is not None for part in ("dense", "sparse", "exported", "evaluated")):
             made.append(Made(named=named, **one))
     host = next((target for target in targets if target.target.kind == "host"), None)
@@ -157,7 +157,7 @@ def _descendant(
         "dense": dense,
         "sparse": sparse,
         "exported": exported,
-        "evaluated": evaluate(flow, shop, named.name, exported),
+        "evaluated": evaluate(flow, shop, named, exported),
         "engines": {name: engine for name, engine in engines.items() if engine is not None},
     }
 

@@ -15,20 +15,20 @@ from elastic_export.config.loader import load_calibration
 from elastic_export.config.recipe import DataConfig, MeasureConfig
 from elastic_export.config.result import Accuracy
 from elastic_export.config.targets import ResolvedTarget, load_target
-from elastic_export.config.transform import Transform
-from elastic_export.data import Dataset, load_dataset, top1
-from elastic_export.elastic import Descendant, extract
+from elastic_export.data import Dataset, top1
+from elastic_export.elastic import Descendant, Supernet, extract, has_batchnorm, recalibrate
 from elastic_export.elastic.fold import fold_batchnorm
+from elastic_export.elastic.supernet import resolve_spec
 from elastic_export.engine import tensorrt_rtx
 from elastic_export.engine.bundle import load_bundle
 from elastic_export.engine.runners import OrtRunner
-from elastic_export.errors import UserError
-from elastic_export.families import get_family
+from elastic_export.families.registry import family_config, get_family
 from elastic_export.measure.compare import choose
 from elastic_export.measure.machine import describe_machine
 from elastic_export.measure.protocol import measure_interleaved
 from elastic_export.pipeline.bundling import Content, bundle
 from elastic_export.pipeline.exporting import DENSE, OPSET, File, cost_of, write_files
+from elastic_export.pipeline.inputs import assumed_transform, dataset_for
 from elastic_export.pipeline.measuring import how, predictor
 from elastic_export.pipeline.result import target_notes
 from elastic_export.progress import Progress, no_progress
@@ -39,6 +39,7 @@ __all__ = ["bench_bundle", "export_one", "extract_one"]
 
 _PARITY_IMAGES = 16
 _SAMPLES = 4
+_RECALIBRATION_IMAGES = 2048
 
 
 def extract_one(
@@ -49,6 +50,7 @@ def extract_one(
     config: Mapping[str, Any],
     spec: Mapping[str, Any] | str | None,
     out: Path,
+    data: DataConfig | None = None,
 ) -> dict[str, Any]:
     """Extract one descendant of a checkpoint into a file.
 
@@ -59,29 +61,55 @@ def extract_one(
         config: Family settings the file does not hold.
         spec: ``min``, ``max``, a named spec or a mapping of choices; None is ``max``.
         out: The folder for ``NAME.safetensors``.
+        data: The data set to estimate BatchNorm statistics on; without one they stay as stored.
 
     Returns:
-        What was extracted: path, spec, costs.
+        What was extracted: path, spec, costs, and what to know about it.
 
     Raises:
         UserError: The checkpoint or the spec cannot be used.
         CheckFailed: The extracted network is not what its space says.
     """
-    supernet = import_supernet(checkpoint, family=family, format=format, config=config).supernet
+    found = import_supernet(checkpoint, family=family, format=format, config=config)
+    supernet = found.supernet
     wanted = supernet.spec(spec if spec is not None else "max")
     one = extract(supernet, wanted)
+    notes = list(found.notes)
+    if has_batchnorm(one.module):
+        notes.append(_recalibrated(one, supernet, data))
     label = spec if isinstance(spec, str) else ("max" if spec is None else one.spec_id)
     path = out / f"{checkpoint.name.split('.')[0]}-{label}.safetensors"
     save_descendant(one, path)
-    channels, size, _ = supernet.family.input_shape(supernet.config)
+    channels, size, _ = supernet.family.input_shape(supernet.config, wanted)
+    official = found.official(wanted) if found.official is not None else {}
     return {
         "path": str(path),
         "family": one.family,
+        "format": found.format,
         "spec_id": one.spec_id,
         "spec": one.genes,
         "patterns": one.patterns,
         **cost_of(one, channels, size).model_dump(),
+        **({"official_cost": dict(official)} if official else {}),
+        "notes": notes,
     }
+
+
+def _recalibrated(one: Descendant, supernet: Supernet, data: DataConfig | None) -> str:
+    """Estimate BatchNorm statistics where there is data, and say what was done."""
+    if data is None:
+        return (
+            "BatchNorm statistics are those stored for the whole supernet. Give --data to estimate "
+            "this descendant's own; without that its accuracy may be near chance."
+        )
+    spec = supernet.spec(one.genes)
+    train = dataset_for(supernet.family, supernet.config, spec, data).train
+    images = train.head(min(len(train), _RECALIBRATION_IMAGES))
+    change = recalibrate(one.module, (x for x, _ in images.batches(min(64, len(images)))))
+    return (
+        f"BatchNorm statistics were estimated on {len(images)} training images; the largest change "
+        f"of a mean was {change:.2f} standard deviations."
+    )
 
 
 def export_one(
@@ -119,15 +147,14 @@ def export_one(
     if not one.folded:
         fold_batchnorm(one.module, family.fold_pairs(one.module))
         one.folded = True
-    shape = family.input_shape(family.Config.model_validate(one.config))
-    dataset = load_dataset(data) if data is not None else None
-    transform = dataset.transform if dataset is not None else _plain_transform(shape)
-    if (transform.channels, transform.size, transform.size) != shape:
-        raise UserError(
-            f"The network reads images of shape {shape}, but the data set gives "
-            f"{(transform.channels, transform.size, transform.size)}.",
-            "Use the data set the network was trained on.",
-        )
+    config = family_config(family, one.config)
+    spec = resolve_spec(family, config, one.genes)
+    shape = family.input_shape(config, spec)
+    if data is None:
+        dataset, transform = None, assumed_transform(family, config, spec)
+    else:
+        dataset = dataset_for(family, config, spec, data)
+        transform = dataset.transform
     record = _record(one, dataset, calibration, progress)
     files = _files(place, record)
     name = descendant.name.removesuffix(".safetensors")
@@ -136,6 +163,8 @@ def export_one(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as draft:
         content = _content(Path(draft), one, files, record, dataset, shape, place, progress)
         notes = target_notes(place, dict(content.reports))
+        if dataset is None:
+            notes.append("The preprocessing is assumed, because no data set was given: check it.")
         if record is None and "int8" in place.target.flavours:
             notes.append("There is no INT8 file: give --data to calibrate on.")
         models = bundle(folder, name, one, place, transform, content, chosen=None, notes=notes)
@@ -195,17 +224,6 @@ def bench_bundle(
         if elsewhere
         else "",
     }
-
-
-def _plain_transform(shape: tuple[int, int, int]) -> Transform:
-    channels, size, _ = shape
-    return Transform(
-        size=size,
-        resize=None,
-        channels=1 if channels == 1 else 3,
-        mean=(0.5,) * channels,
-        std=(0.5,) * channels,
-    )
 
 
 def _record(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +14,16 @@ from torch import Tensor
 from elastic_export.artifacts.store import Artifact
 from elastic_export.checkpoints import load_descendant, load_supernet
 from elastic_export.config.base import Schema
+from elastic_export.config.reading import read_settings
 from elastic_export.config.recipe import Recipe
+from elastic_export.config.transform import Transform
 from elastic_export.data import Dataset, load_dataset
 from elastic_export.elastic import Descendant, Family, Supernet
+from elastic_export.elastic.supernet import resolve_spec
 from elastic_export.errors import UserError
 from elastic_export.progress import Progress
 
-__all__ = ["DESCENDANT", "SUPERNET", "Workshop"]
+__all__ = ["DESCENDANT", "SUPERNET", "Workshop", "checkpoint_path", "model_settings"]
 
 SUPERNET = "supernet.safetensors"
 DESCENDANT = "descendant.safetensors"
@@ -42,6 +46,8 @@ class Workshop:
         self.progress = progress
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._supernets: dict[str, Supernet] = {}
+        self._views: dict[Transform, Dataset] = {}
+        self._model: tuple[Family, Schema] | None = None
 
     @cached_property
     def data(self) -> Dataset:
@@ -59,7 +65,26 @@ class Workshop:
         if artifact.key not in self._supernets:
             self._supernets[artifact.key] = load_supernet(artifact.path / SUPERNET).eval()
             self.suit_threads(self._supernets[artifact.key])
-        return self._supernets[artifact.key]
+        supernet = self._supernets[artifact.key]
+        self._model = supernet.family, supernet.config
+        return supernet
+
+    def data_of(self, genes: Mapping[str, Any]) -> Dataset:
+        """The data set as one descendant reads it: at its own resolution.
+
+        Args:
+            genes: The descendant's choices; the supernet has been loaded before.
+        """
+        assert self._model is not None
+        family, config = self._model
+        spec = resolve_spec(family, config, genes)
+        transform = family.preprocess(config, spec, self.data.transform)
+        if transform == self.data.transform:
+            return self.data
+        if transform not in self._views:
+            asked = self.recipe.data.model_copy(update={"transform": transform})
+            self._views[transform] = load_dataset(asked, seed=self.recipe.seed)
+        return self._views[transform]
 
     def descendant(self, artifact: Artifact) -> Descendant:
         """The descendant a stage wrote."""
@@ -71,10 +96,11 @@ class Workshop:
         largest = supernet.space.max()
         return lambda x: supernet.forward(largest, x)
 
-    def recalibration_batches(self) -> Iterator[Tensor]:
-        """Training images for BatchNorm statistics: the same ones in the same order each time."""
-        size = min(64, len(self.data.train))
-        batches = self.data.train.batches(size, seed=self.recipe.seed, drop_last=True)
+    def recalibration_batches(self, genes: Mapping[str, Any]) -> Iterator[Tensor]:
+        """Training images for a descendant's BatchNorm statistics: always the same, in order."""
+        train = self.data_of(genes).train
+        size = min(64, len(train))
+        batches = train.batches(size, seed=self.recipe.seed, drop_last=True)
         for x, _ in islice(batches, max(1, _RECALIBRATION_IMAGES // size)):
             yield x
 
@@ -96,9 +122,10 @@ class Workshop:
         Raises:
             UserError: Channels, size or the number of classes differ.
         """
-        shape = family.input_shape(config)
-        transform = self.data.transform
-        wanted = (transform.channels, transform.size, transform.size)
+        largest = family.space(config).max()
+        shape = family.input_shape(config, largest)
+        transform = family.preprocess(config, largest, self.data.transform)
+        wanted = (transform.channels, transform.input_size, transform.input_size)
         if shape != wanted:
             raise UserError(
                 f"The network reads images of shape {shape}, but the data set gives {wanted}.",
@@ -114,14 +141,26 @@ class Workshop:
 
 
 def checkpoint_path(recipe: Recipe) -> Path:
-    """The recipe's checkpoint as a path.
+    """The recipe's checkpoint as a path; a folder for the systems that write several files.
 
     Raises:
         UserError: There is no such file.
     """
     path = Path(recipe.model.checkpoint or "").expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
             f"There is no checkpoint {path}.", "Correct model.checkpoint in the recipe."
         )
     return path
+
+
+def model_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings of the recipe's model, those of its file included.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    model = recipe.model
+    if model.config_file is None:
+        return model.config
+    return {**read_settings(Path(model.config_file).expanduser()), **model.config}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -90,3 +91,14 @@ def test_an_image_of_another_size_is_refused_where_nothing_resizes() -> None:
     with pytest.raises(UserError, match="5 x 4 pixels") as caught:
         apply_transform(noise(5, 4), plain())
     assert "data.transform.resize" in caught.value.fix
+
+
+@pytest.mark.parametrize(("old", "new"), [(32, 20), (20, 33), (24, 24), (7, 28)])
+def test_the_final_resize_is_torchs(old: int, new: int) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (old, old, 3), np.uint8))
+    plain = Transform(size=old, resize=None)
+    x = torch.from_numpy(apply_transform(image, plain))
+    wanted = torch.nn.functional.interpolate(x[None], size=(new, new), mode="bicubic")[0]
+    found = apply_transform(image, plain.model_copy(update={"final_size": new}))
+    assert found.shape == (3, new, new)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=2e-5)
