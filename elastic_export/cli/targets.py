@@ -74,7 +74,7 @@ def show_target(
                 "compute capability": f"{profile.sm / 10:.1f}" if profile.sm else None,
                 "runtime": f"{software.runtime} {software.runtime_version}",
                 "ONNX opset up to": software.max_opset,
-                "precisions": profile.flavours,
+                "precisions": found.flavours,
                 "2:4 is skipped": profile.sparse_2_4,
                 "engine is built": {"none": "not at all", "anywhere": "on any machine"}.get(
                     profile.build_on, "on the device"

@@ -8,7 +8,10 @@ from pydantic import Field, model_validator
 
 from elastic_export.config.base import Schema
 
-__all__ = ["Figure", "Software", "Target"]
+__all__ = ["Figure", "Flavour", "Precision", "Software", "Target"]
+
+Precision = Literal["fp32", "fp16", "int8"]
+Flavour = Literal["plain", "ort-cpu", "ort-trt", "trt-strong", "trt-weak"]
 
 
 class Figure(Schema):
@@ -20,12 +23,18 @@ class Figure(Schema):
 
 
 class Software(Schema):
-    """What runs on the device: the runtime, its version, and what its parser takes."""
+    """What runs on the device: the runtime, its version, and what its parser takes.
+
+    ``lacks`` names operators that ``max_opset`` has and this parser does not; ``flavours`` is given
+    where this release wants other forms than the target's.
+    """
 
     name: str
     runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
     runtime_version: str
     max_opset: Annotated[int, Field(ge=9)]
+    lacks: tuple[str, ...] = ()
+    flavours: dict[Precision, Flavour] | None = None
     python: str | None = None
     source: str
 
@@ -45,7 +54,7 @@ class Target(Schema):
     sm: int | None = None
     software: Annotated[tuple[Software, ...], Field(min_length=1)]
     power_modes: tuple[str, ...] = ()
-    flavours: dict[Literal["fp32", "fp16", "int8"], Literal["plain", "ort-cpu", "trt-strong"]]
+    flavours: dict[Precision, Flavour]
     sparse_2_4: bool
     build_on: Literal["none", "anywhere", "device"]
     peaks: dict[str, Figure] = Field(default_factory=dict)

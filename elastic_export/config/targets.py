@@ -9,15 +9,16 @@ from elastic_export import resources
 from elastic_export.config.problems import validated
 from elastic_export.config.reading import read_mapping
 from elastic_export.config.recipe import Recipe
-from elastic_export.config.target import Software, Target
+from elastic_export.config.target import Flavour, Precision, Software, Target
 from elastic_export.errors import UserError, did_you_mean
 
 __all__ = ["ResolvedTarget", "check_target", "load_target"]
 
 _OLD_NANO = "the Jetson Nano of 2019 (Maxwell) has neither INT8 nor 2:4 and no profile here"
 _FORM = "NAME@SOFTWARE:MODE, for example orin-nano-8gb@jp6.2:15W"
-# The exporter writes opset 18 and newer, and FP16 scales are valid ONNX from 19 on.
-_LOWEST_OPSET = {"plain": 18, "ort-cpu": 18, "trt-strong": 19}
+# Graphs are lowered to 13 at the least; FP16 scales are valid ONNX from 19 on, and the integer
+# forms for ONNX Runtime are written at the opset of its own release.
+_LOWEST_OPSET = {"plain": 13, "ort-cpu": 18, "ort-trt": 13, "trt-strong": 19, "trt-weak": 13}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class ResolvedTarget:
         """Write the target in full: ``orin-nano-8gb@jp6.2:15W``."""
         mode = f":{self.power_mode}" if self.power_mode else ""
         return f"{self.target.name}@{self.software.name}{mode}"
+
+    @property
+    def flavours(self) -> dict[Precision, Flavour]:
+        """The form of ONNX for each precision that this software runs."""
+        return self.software.flavours or self.target.flavours
 
 
 def load_target(identity: str) -> ResolvedTarget:
@@ -91,10 +97,10 @@ def check_target(recipe: Recipe, target: ResolvedTarget) -> None:
     """
     profile = target.target
     precision = recipe.quantize.precision if recipe.quantize else "fp32"
-    if precision not in profile.flavours:
+    if precision not in target.flavours:
         raise UserError(
             f"The target {profile.name} ({profile.title}) cannot run {precision.upper()}.",
-            f"Use one of its precisions ({', '.join(profile.flavours)}), for example by leaving "
+            f"Use one of its precisions ({', '.join(target.flavours)}), for example by leaving "
             'quantization out with "--set quantize=null".',
         )
     if recipe.sparsify and not profile.sparse_2_4 and profile.kind != "host":
@@ -103,7 +109,7 @@ def check_target(recipe: Recipe, target: ResolvedTarget) -> None:
             f"{recipe.sparsify.pattern} sparsity would cost accuracy and save no time there.",
             'Leave it out with "--set sparsify=null", or choose another target.',
         )
-    flavour = profile.flavours[precision]
+    flavour = target.flavours[precision]
     if target.software.max_opset < _LOWEST_OPSET[flavour]:
         raise UserError(
             f"The target {target.identity} reads ONNX up to opset {target.software.max_opset}, "

@@ -49,7 +49,13 @@ _KNOWN = "8.2, 8.5, 8.6, 10.3 to 10.16 and 11"
 
 
 def build_arguments(
-    version: str, *, strongly_typed: bool, sparse: bool, quantized: bool, workspace: str
+    version: str,
+    *,
+    strongly_typed: bool,
+    sparse: bool,
+    quantized: bool,
+    workspace: str,
+    half: bool = True,
 ) -> list[str]:
     """List the arguments that make a builder accept this kind of graph.
 
@@ -61,6 +67,7 @@ def build_arguments(
         quantized: A weakly typed graph holds Q/DQ. Without Q/DQ, INT8 would be made from made-up
             ranges, so it is never switched on for such a graph.
         workspace: MiB of scratch memory, or a shell expression that gives them.
+        half: A weakly typed graph may run in FP16.
 
     Returns:
         For example ``['--stronglyTyped', '--sparsity=enable', '--memPoolSize=workspace:1024',
@@ -85,7 +92,8 @@ def build_arguments(
                 "Export the strongly typed flavour for it, or use TensorRT 10.16 or older.",
             )
         # INT8 without FP16 would leave every other layer in FP32.
-        arguments += ["--fp16", "--int8"] if quantized else ["--fp16"]
+        arguments += ["--fp16"] if half or quantized else []
+        arguments += ["--int8"] if quantized else []
     if sparse:
         arguments.append("--sparsity=enable")
     return [
@@ -113,7 +121,13 @@ def timing_arguments(version: str) -> list[str]:
 
 
 def trtexec_script(
-    onnx_name: str, *, strongly_typed: bool, sparse: bool, version: str, quantized: bool = False
+    onnx_name: str,
+    *,
+    strongly_typed: bool,
+    sparse: bool,
+    version: str,
+    quantized: bool = False,
+    half: bool = True,
 ) -> str:
     """Write the shell script that builds the engine on the device.
 
@@ -127,6 +141,7 @@ def trtexec_script(
         sparse: The weights are 2:4.
         version: Of TensorRT on the device.
         quantized: A weakly typed graph holds Q/DQ.
+        half: A weakly typed graph may run in FP16.
 
     Raises:
         UserError: The release is unknown, or has no such typing.
@@ -140,6 +155,7 @@ def trtexec_script(
         sparse=sparse,
         quantized=quantized,
         workspace="$workspace",
+        half=half,
     )
     # The workspace is the only argument that the shell has to fill in.
     quoted = [f'"{argument}"' if "$" in argument else argument for argument in arguments]

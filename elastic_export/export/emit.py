@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,19 +12,22 @@ import onnx_ir as ir
 from elastic_export.errors import CheckFailed, UserError, did_you_mean
 from elastic_export.export.files import load_model, save_model
 from elastic_export.export.layers import Layer, join
+from elastic_export.export.lowering import lower
 from elastic_export.export.ort_cpu import write_ort_cpu
 from elastic_export.export.simplify import tidy
 from elastic_export.export.table import ExportTable
-from elastic_export.export.trt_strong import write_trt_strong
+from elastic_export.export.trt import write_trt_strong, write_trt_weak
 from elastic_export.quantize.record import QuantizationRecord
 
 __all__ = ["FLAVOURS", "EmitReport", "Flavour", "emit"]
 
-Flavour = Literal["ort-cpu", "trt-strong"]
+Flavour = Literal["ort-cpu", "ort-trt", "trt-strong", "trt-weak"]
 
 FLAVOURS: dict[str, Callable[[ir.Model, list[Layer]], list[str]]] = {
     "ort-cpu": write_ort_cpu,
+    "ort-trt": write_trt_weak,
     "trt-strong": write_trt_strong,
+    "trt-weak": write_trt_weak,
 }
 
 
@@ -61,18 +64,29 @@ class EmitReport:
 
 
 def emit(
-    flavour: Flavour, fp32: Path, table: ExportTable, record: QuantizationRecord, path: Path
+    flavour: Flavour,
+    fp32: Path,
+    table: ExportTable,
+    record: QuantizationRecord,
+    path: Path,
+    *,
+    opset: int | None = None,
+    without: Collection[str] = (),
 ) -> EmitReport:
     """Write Q/DQ or integer operators from a record into a clean FP32 file.
 
     Args:
-        flavour: ``ort-cpu`` (ONNX Runtime's CPU kernels) or ``trt-strong`` (FP16 and symmetric
-            Q/DQ for TensorRT with strong typing, and TensorRT-RTX).
+        flavour: ``ort-cpu`` (ONNX Runtime's CPU kernels), ``trt-strong`` (FP16 and symmetric
+            Q/DQ for TensorRT with strong typing, and TensorRT-RTX), ``trt-weak`` (FP32 and
+            symmetric Q/DQ for TensorRT up to 10) or ``ort-trt`` (the same for ONNX Runtime's
+            TensorRT provider).
         fp32: The file ``export_fp32`` wrote.
         table: Its export table.
         record: Taken from the same module.
         path: The file to write; whole or not at all. Weights keep their parameter names, layers
             keep their module names.
+        opset: Lower the file to this opset; None leaves it as it is.
+        without: Operators the runtime does not know although its opset has them.
 
     Raises:
         UserError: Record, table and file do not belong together, or the flavour is unknown.
@@ -91,6 +105,7 @@ def emit(
             "Use the FP32 or FP16 file, or change what the calibration recipe skips.",
         )
     notes = FLAVOURS[flavour](model, layers)
+    notes += lower(model, opset or model.opset_imports[""], without=without)
     tidy(model)
     size = save_model(model, path)
     return EmitReport(

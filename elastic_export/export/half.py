@@ -7,6 +7,7 @@ FLOAT, so its sums run in FP32 (a decomposed LayerNorm overflows FP16 in its Pow
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import onnx_ir as ir
 from elastic_export.errors import CheckFailed
 from elastic_export.export.files import load_model, save_model
 from elastic_export.export.graph import constant_of, insert_before
+from elastic_export.export.lowering import lower
 from elastic_export.export.simplify import tidy
 
 __all__ = ["HALF_MAX", "emit_fp16", "to_half"]
@@ -23,18 +25,23 @@ HALF_MAX = 65504.0
 """Largest finite FP16 number."""
 
 
-def emit_fp16(fp32: Path, path: Path) -> None:
+def emit_fp16(
+    fp32: Path, path: Path, *, opset: int | None = None, without: Collection[str] = ()
+) -> None:
     """Write the FP16 form of a clean FP32 file, without Q/DQ.
 
     Args:
         fp32: The file ``export_fp32`` wrote.
         path: The file to write; whole or not at all.
+        opset: Lower the file to this opset; None leaves it as it is.
+        without: Operators the runtime does not know although its opset has them.
 
     Raises:
         CheckFailed: A constant does not fit into FP16.
     """
     model = load_model(fp32)
     to_half(model)
+    lower(model, opset or model.opset_imports[""], without=without)
     tidy(model)
     save_model(model, path)
 

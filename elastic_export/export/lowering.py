@@ -10,12 +10,14 @@ onnx's own schema of the wanted opset.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from elastic_export.errors import CheckFailed
+from elastic_export.export.files import load_model, save_model
 from elastic_export.export.graph import (
     add_initializer,
     constant_of,
@@ -24,8 +26,9 @@ from elastic_export.export.graph import (
     replace_node,
     value_shape,
 )
+from elastic_export.export.simplify import tidy
 
-__all__ = ["LOWEST", "lower"]
+__all__ = ["LOWEST", "lower", "lower_file"]
 
 LOWEST = 13
 """What TensorRT 8.2 (JetPack 4.6) reads; the first opset with per-channel QuantizeLinear."""
@@ -86,6 +89,14 @@ def lower(model: ir.Model, opset: int, *, without: Collection[str] = ()) -> list
         f"{count} {op} {'was' if count == 1 else 'were'} decomposed."
         for op, count in sorted(counts.items())
     ]
+
+
+def lower_file(source: Path, path: Path, opset: int, *, without: Collection[str] = ()) -> None:
+    """Write a lowered copy of a file; see :func:`lower`."""
+    model = load_model(source)
+    lower(model, opset, without=without)
+    tidy(model)
+    save_model(model, path)
 
 
 def _impossible(node: ir.Node, opset: int, unknown: bool) -> CheckFailed:

@@ -65,13 +65,14 @@ def bundle(
     files: dict[str, Path | bytes] = {models[p]: content.paths[p] for p in models}
     files |= {f"model.{p}.engine": path for p, path in content.engines.items()}
     files["sample.safetensors"] = sample_file(inputs, logits)
-    for precision, file in content.files.items():
+    for precision in content.files:
         if target.target.build_on == "device":
             files[f"build_engine_{precision}.sh"] = trtexec_script(
                 models[precision],
-                strongly_typed=True,
-                sparse=bool(one.patterns) and file.precision != "fp32",
-                quantized=file.precision == "int8",
+                strongly_typed="trt-strong" in target.flavours.values(),
+                sparse=bool(one.patterns) and precision != "fp32",
+                quantized=precision == "int8",
+                half=precision != "fp32",
                 version=target.software.runtime_version,
             ).encode()
     classes = next(iter(logits.values())).shape[1]

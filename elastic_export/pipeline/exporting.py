@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from elastic_export.artifacts.store import Artifact
 from elastic_export.config.result import Cost
+from elastic_export.config.target import Flavour, Precision
 from elastic_export.config.targets import ResolvedTarget
 from elastic_export.elastic import Descendant
 from elastic_export.elastic.macs import count_macs
@@ -28,6 +29,7 @@ from elastic_export.export import (
     export_fp32,
     fused_ops,
 )
+from elastic_export.export.lowering import lower_file
 from elastic_export.export.saturation import pair_safe_int8
 from elastic_export.pipeline.flow import Flow
 from elastic_export.pipeline.quantizing import RECORD
@@ -43,6 +45,7 @@ __all__ = [
     "File",
     "compile_engines",
     "export",
+    "file_for",
     "files_for",
     "write_files",
 ]
@@ -61,16 +64,24 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-1}
 
 @dataclass(frozen=True)
 class File:
-    """One ONNX file: which weights it holds, its precision and its flavour."""
+    """One ONNX file: which weights it holds, its precision and its flavour.
+
+    ``opset`` and ``lacks`` are those of the runtime that reads it.
+    """
 
     weights: str
     precision: str
-    flavour: Literal["plain", "ort-cpu", "trt-strong"]
+    flavour: Flavour
+    opset: int = OPSET
+    lacks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The file's name: ``sparse.int8.ort-cpu.onnx``."""
-        return f"{self.weights}.{self.precision}.{self.flavour}.onnx"
+        """The file's name: ``sparse.int8.ort-cpu.onnx``; older opsets are named in it."""
+        form = f"{self.weights}.{self.precision}.{self.flavour}"
+        if self.opset != OPSET:
+            form += f".opset{self.opset}"
+        return ".".join([form, *(f"no-{op.lower()}" for op in self.lacks), "onnx"])
 
 
 def files_for(shop: Workshop, target: ResolvedTarget) -> dict[str, File]:
@@ -82,12 +93,26 @@ def files_for(shop: Workshop, target: ResolvedTarget) -> dict[str, File]:
     recipe = shop.recipe
     lean = LEAN if recipe.sparsify is not None else DENSE
     found: dict[str, File] = {}
-    for precision, flavour in target.target.flavours.items():
+    for precision in target.flavours:
         if precision == "int8" and recipe.quantize is None:
             continue
-        weights = DENSE if precision == "fp32" else lean
-        found[precision] = File(weights, precision, flavour)
+        found[precision] = file_for(target, precision, DENSE if precision == "fp32" else lean)
     return found
+
+
+def file_for(target: ResolvedTarget, precision: Precision, weights: str) -> File:
+    """The form in which a target's runtime reads one precision.
+
+    Where the builder chooses FP16 by itself (weak typing), its file is the plain FP32 one.
+    """
+    flavour = target.flavours[precision]
+    software = target.software
+    inside = precision if flavour != "plain" or _is_strong(target) else "fp32"
+    return File(weights, inside, flavour, min(OPSET, software.max_opset), software.lacks)
+
+
+def _is_strong(target: ResolvedTarget) -> bool:
+    return "trt-strong" in target.flavours.values()
 
 
 def export(
@@ -111,10 +136,8 @@ def export(
     files = {file for target in targets for file in files_for(shop, target).values()}
     files |= {File(weights, "fp32", "plain") for weights in sources}
     wanted = sorted(files, key=lambda file: file.name)
-    opset = min(OPSET, *(target.software.max_opset for target in targets))
     config = {
         "files": [file.name for file in wanted],
-        "opset": opset,
         "batch_size": shop.recipe.measure.batch_size,
         "sample": shop.data_digests["search"],
     }
@@ -137,7 +160,7 @@ def export(
         try:
             for weights, one in loaded.items():
                 some = [file for file in wanted if file.weights == weights]
-                checks |= write_files(folder, one, some, found, x, batch, opset, shop.progress)
+                checks |= write_files(folder, one, some, found, x, batch, shop.progress)
         finally:
             shop.progress.finish()
         (folder / CHECKS).write_text(json.dumps(checks, indent=1, sort_keys=True))
@@ -154,7 +177,6 @@ def write_files(
     record: QuantizationRecord | None,
     x: Tensor,
     batch_size: int,
-    opset: int,
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     """Write and check the files of one set of weights; the plain one first, the rest from it.
@@ -162,11 +184,10 @@ def write_files(
     Args:
         folder: Where to write.
         one: The descendant, folded.
-        files: What to write, the plain FP32 file among them.
+        files: What to write, the plain FP32 file at the newest opset among them.
         record: The descendant's quantization record, where an INT8 file is wanted.
         x: Images for the parity check (n, C, H, W), n a multiple of ``batch_size``.
         batch_size: The fixed batch of the graphs.
-        opset: The highest opset the targets read.
         progress: One step a file.
 
     Returns:
@@ -176,21 +197,24 @@ def write_files(
         CheckFailed: A post-condition does not hold.
     """
     checks: dict[str, dict[str, Any]] = {}
-    plain = next(file for file in files if file.flavour == "plain")
-    exported = export_fp32(one.module, x[:batch_size], folder / plain.name, opset=opset)
+    plain = next(f for f in files if (f.flavour, f.opset, f.lacks) == ("plain", OPSET, ()))
+    exported = export_fp32(one.module, x[:batch_size], folder / plain.name, opset=OPSET)
     for file in [plain, *(f for f in files if f is not plain)]:
         path = folder / file.name
         reference: nn.Module = one.module
         told: dict[str, Any] = {"batch_size": batch_size}
+        form: dict[str, Any] = {"opset": file.opset, "without": file.lacks}
         if file.precision == "fp16":
-            emit_fp16(exported.path, path)
+            emit_fp16(exported.path, path, **form)
+        elif file.flavour == "plain" and file is not plain:
+            lower_file(exported.path, path, **form)
         elif file.precision == "int8":
             assert record is not None
             assert file.flavour != "plain"
-            report = emit(file.flavour, exported.path, exported.table, record, path)
+            report = emit(file.flavour, exported.path, exported.table, record, path, **form)
             told |= {"int8_layers": len(report.int8), "float_layers": report.kept_float}
             reference = _as_the_graph_rounds(one.module, record, file.flavour)
-        checks[file.name] = told | _check(path, file, one, reference, x, exported.table, opset)
+        checks[file.name] = told | _check(path, file, one, reference, x, exported.table)
         progress.advance(note=file.name)
     return checks
 
@@ -199,6 +223,8 @@ def _as_the_graph_rounds(module: nn.Module, record: QuantizationRecord, flavour:
     """The fake-quantized network with the roundings of one flavour."""
     if flavour == "trt-strong":
         return fake_quantize(module, record, scale_dtype=np.float16)
+    if flavour in ("trt-weak", "ort-trt"):
+        return fake_quantize(module, record)
     convolutions = [n for n, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
     return fake_quantize(
         module, record, asymmetric=True, outputs=convolutions, weight_form=pair_safe_int8
@@ -212,12 +238,11 @@ def _check(
     reference: nn.Module,
     x: Tensor,
     table: Any,
-    opset: int,
 ) -> dict[str, Any]:
     with torch.no_grad():
         logits: np.ndarray = reference(x).numpy()
     found = {
-        "opset": check_opset(path, opset),
+        "opset": check_opset(path, file.opset),
         "finite": check_finite(path),
         "no_weight_slices": check_no_weight_slices(path),
         "parity": check_parity(path, x.numpy(), logits, TOLERANCE[file.precision]),

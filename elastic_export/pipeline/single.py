@@ -27,7 +27,7 @@ from elastic_export.measure.compare import choose
 from elastic_export.measure.machine import describe_machine
 from elastic_export.measure.protocol import measure_interleaved
 from elastic_export.pipeline.bundling import Content, bundle
-from elastic_export.pipeline.exporting import DENSE, OPSET, File, cost_of, write_files
+from elastic_export.pipeline.exporting import DENSE, File, cost_of, file_for, write_files
 from elastic_export.pipeline.inputs import assumed_transform, dataset_for
 from elastic_export.pipeline.measuring import how, predictor
 from elastic_export.pipeline.result import target_notes
@@ -165,7 +165,7 @@ def export_one(
         notes = target_notes(place, dict(content.reports))
         if dataset is None:
             notes.append("The preprocessing is assumed, because no data set was given: check it.")
-        if record is None and "int8" in place.target.flavours:
+        if record is None and "int8" in place.flavours:
             notes.append("There is no INT8 file: give --data to calibrate on.")
         models = bundle(folder, name, one, place, transform, content, chosen=None, notes=notes)
     return {
@@ -238,8 +238,8 @@ def _record(
 
 def _files(place: ResolvedTarget, record: QuantizationRecord | None) -> dict[str, File]:
     return {
-        precision: File(DENSE, precision, flavour)
-        for precision, flavour in place.target.flavours.items()
+        precision: file_for(place, precision, DENSE)
+        for precision in place.flavours
         if precision != "int8" or record is not None
     }
 
@@ -254,14 +254,13 @@ def _content(
     place: ResolvedTarget,
     progress: Progress,
 ) -> Content:
-    opset = min(OPSET, place.software.max_opset)
     if dataset is None:
         x = torch.randn(_PARITY_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     else:
         x = next(iter(dataset.search.head(_PARITY_IMAGES).batches(_PARITY_IMAGES)))[0]
     progress.start("export", len(files))
     wanted = list({File(DENSE, "fp32", "plain"), *files.values()})
-    checks = write_files(draft, one, wanted, record, x, 1, opset, progress)
+    checks = write_files(draft, one, wanted, record, x, 1, progress)
     progress.finish()
     samples = {"input": x[:_SAMPLES].numpy()}
     accuracy = {}

@@ -59,7 +59,7 @@ def test_parts_default_to_the_first(asked: str, full: str) -> None:
         ("jetson-nano", "may mean two devices", "neither INT8 nor 2:4"),
         ("orin-nano", 'no target "orin-nano"', 'mean "orin-nano-8gb"?'),
         ("zebra", 'no target "zebra"', "Known: a10, a100, host-cpu"),
-        ("orin-nano-8gb@jp5.1", 'no software "jp5.1"', "jp6.1"),
+        ("orin-nano-8gb@jp4.6", 'no software "jp4.6"', "jp6.2"),
         ("orin-nano-8gb@jp6.2:16W", 'no power mode "16W"', '"15W"'),
         ("a10@rtx:15W", 'no power mode "15W"', "only one"),
         ("orin-nano-8gb:15W", "does not name a target", "orin-nano-8gb@jp6.2:15W"),

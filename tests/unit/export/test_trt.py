@@ -1,4 +1,4 @@
-"""The trt-strong flavour and plain FP16: typed, symmetric, and built by NVIDIA's own builder."""
+"""The flavours for TensorRT: typed, symmetric, and built by NVIDIA's own builder."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from elastic_export.export import (
     emit_fp16,
     export_fp32,
 )
+from elastic_export.quantize.fake import fake_quantize
 
 
 @pytest.fixture(scope="module", params=["vit", "resnet"])
@@ -176,3 +177,31 @@ def test_tensorrt_rtx_builds_engines(written, capability):
         assert engine is not None, file.name
         sizes.append(engine.nbytes)
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("network", ["vit", "resnet"])
+@pytest.mark.parametrize("opset", [13, 17, 20])
+def test_the_weak_form_is_the_fake_quantized_network_at_any_opset(
+    network: str, opset: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    case = request.getfixturevalue(network)
+    path = tmp_path / "weak.onnx"
+    lacks = ("LayerNormalization",) if opset == 17 else ()
+    emit(
+        "trt-weak",
+        case.exported.path,
+        case.exported.table,
+        case.record,
+        path,
+        opset=opset,
+        without=lacks,
+    )
+    assert check_opset(path, opset)["opset"] == opset
+    graph, arrays, _ = read(path)
+    kinds = Counter(node.op_type for node in graph.node)
+    assert kinds["QuantizeLinear"] > 10
+    assert opset > 17 or not kinds["LayerNormalization"]
+    assert not [a for a in arrays.values() if a.dtype == np.float16]
+    with torch.no_grad():
+        wanted = fake_quantize(case.module, case.record)(case.images).numpy()
+    check_parity(path, case.images.numpy(), wanted, 1e-1)

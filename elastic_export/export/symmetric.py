@@ -1,4 +1,4 @@
-"""The ``trt-strong`` flavour: FP16 with symmetric Q/DQ, for TensorRT with strong typing.
+"""Symmetric Q/DQ for TensorRT, in FP16 or FP32.
 
 What NVIDIA's parser takes (tried with TensorRT-RTX 1.7.1): zero points of 0, INT8 weights behind a
 DequantizeLinear, no INT32 bias, no integer operators. Placement follows NVIDIA's ModelOpt: Q/DQ on
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import DTypeLike
 
-from elastic_export.errors import CheckFailed
 from elastic_export.export.graph import (
     add_initializer,
     insert_after,
@@ -20,41 +20,27 @@ from elastic_export.export.graph import (
     only_consumer,
     value_shape,
 )
-from elastic_export.export.half import to_half
 from elastic_export.export.layers import Layer
 from elastic_export.quantize.record import Site, quantize_int8
 
-__all__ = ["MIN_OPSET", "write_trt_strong"]
-
-MIN_OPSET = 19
-"""The first opset whose QuantizeLinear takes FP16 scales."""
+__all__ = ["write_symmetric"]
 
 ZERO = "zero_point.int8"
 
 POOLS = ("AveragePool", "MaxPool")
 
 
-def write_trt_strong(model: ir.Model, layers: list[Layer]) -> list[str]:
-    """Rewrite a clean FP32 model in place.
+def write_symmetric(model: ir.Model, layers: list[Layer], dtype: DTypeLike) -> list[str]:
+    """Rewrite a clean model in place.
 
     Args:
-        model: What ``export_fp32`` wrote, opset 19 or later.
+        model: In the precision that ``dtype`` names.
         layers: What ``join`` found in it.
+        dtype: Type of the scales, and of what is not quantized: float16 or float32.
 
     Returns:
         One sentence for each rewrite beyond quantization.
-
-    Raises:
-        CheckFailed: The opset is older, or a constant does not fit into FP16.
     """
-    opset = model.opset_imports.get("", 0)
-    if opset < MIN_OPSET:
-        raise CheckFailed(
-            f"The flavour trt-strong needs opset {MIN_OPSET} for its FP16 scales, and the file has "
-            f"opset {opset}.",
-            f"Export with opset {MIN_OPSET} or later.",
-        )
-    to_half(model)
     graph = model.graph
     chosen = [layer for layer in layers if layer.is_int8]
     inputs = [(layer, layer.source) for layer in chosen]
@@ -62,20 +48,20 @@ def write_trt_strong(model: ir.Model, layers: list[Layer]) -> list[str]:
     skips = _skip_inputs(graph, chosen, sites)
     done: dict[str | None, ir.Value] = {}
     for layer, value in inputs:
-        _write_weight(graph, layer)
+        _write_weight(graph, layer, dtype)
         if value.name not in done:
-            done[value.name] = _quantize_dequantize(graph, value, layer.input)
+            done[value.name] = _quantize_dequantize(graph, value, layer.input, dtype)
         layer.node.replace_input_with(layer.source_index, done[value.name])
     for addition, index, value, site in skips:
         if value.name not in done:
-            done[value.name] = _quantize_dequantize(graph, value, site)
+            done[value.name] = _quantize_dequantize(graph, value, site, dtype)
         addition.replace_input_with(index, done[value.name])
     if not skips:
         return []
     return [f"{len(skips)} residual additions read their skip input quantized."]
 
 
-def _write_weight(graph: ir.Graph, layer: Layer) -> None:
+def _write_weight(graph: ir.Graph, layer: Layer, dtype: DTypeLike) -> None:
     """Store the weight as INT8 and put a DequantizeLinear in front of its node."""
     entry = layer.entry
     site = Site(
@@ -87,27 +73,29 @@ def _write_weight(graph: ir.Graph, layer: Layer) -> None:
         axis=entry.output_axis,
         policy="int8",
     )
-    codes = quantize_int8(layer.weight, site, dtype=np.float16)
+    codes = quantize_int8(layer.weight, site, dtype=dtype)
     del graph.initializers[entry.initializer]
     stored = add_initializer(graph, entry.initializer, codes)
-    scale = np.asarray(site.symmetric_scale(np.float16))
+    scale = np.asarray(site.symmetric_scale(dtype))
     scales = add_initializer(graph, f"{entry.initializer}.scale", scale)
     weight = insert_before(
         layer.node,
         "DequantizeLinear",
         [stored, scales],
         name=f"{entry.initializer}.dq",
-        dtype=ir.DataType.FLOAT16,
+        dtype=_kind(dtype),
         shape=ir.Shape(codes.shape),
         attributes={"axis": entry.output_axis},
     )
     layer.node.replace_input_with(entry.input_index, weight)
 
 
-def _quantize_dequantize(graph: ir.Graph, value: ir.Value, site: Site) -> ir.Value:
+def _quantize_dequantize(
+    graph: ir.Graph, value: ir.Value, site: Site, dtype: DTypeLike
+) -> ir.Value:
     """Put Q and DQ behind a value and return the dequantized one."""
     scale = add_initializer(
-        graph, f"{value.name}.scale", np.asarray(site.symmetric_scale(np.float16)).reshape(())
+        graph, f"{value.name}.scale", np.asarray(site.symmetric_scale(dtype)).reshape(())
     )
     zero = add_initializer(graph, ZERO, np.int8(0))
     producer = value.producer()
@@ -129,7 +117,7 @@ def _quantize_dequantize(graph: ir.Graph, value: ir.Value, site: Site) -> ir.Val
         "DequantizeLinear",
         [codes, scale, zero],
         name=f"{value.name}.dq",
-        dtype=ir.DataType.FLOAT16,
+        dtype=_kind(dtype),
         shape=shape,
     )
 
@@ -191,3 +179,7 @@ def _starts(skip: Layer, main: Layer) -> bool:
         seen.add(id(producer))
         stack.extend(v for v in producer.inputs if v is not None and not is_weightlike(v))
     return False
+
+
+def _kind(dtype: DTypeLike) -> ir.DataType:
+    return ir.DataType.from_numpy(np.dtype(dtype))
