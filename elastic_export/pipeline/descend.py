@@ -29,7 +29,7 @@ from elastic_export.pipeline.workshop import (
 )
 from elastic_export.search import evolve
 from elastic_export.space import Spec
-from elastic_export.sparsity import check_patterns, make_masks
+from elastic_export.sparsity import check_patterns, check_skip, make_masks
 from elastic_export.train import finetune, train_supernet
 
 __all__ = ["Named", "descend", "make_supernet", "wanted_specs"]
@@ -300,6 +300,8 @@ def _sparsify(
     asked = shop.recipe.sparsify
     assert asked is not None
     one = shop.descendant(dense)
+    if "skip" in asked.model_fields_set:
+        check_skip(one.module, asked.skip)
     masks = {**_frozen(one), **make_masks(one.module, asked.pattern, asked.skip)}
     for name, zeros_stay in _frozen(one).items():
         masks[name] = masks[name] & zeros_stay

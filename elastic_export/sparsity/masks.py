@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from elastic_export.errors import CheckFailed, UserError
+from elastic_export.errors import CheckFailed, UserError, did_you_mean
 from elastic_export.space.cost import reduction_block
 from elastic_export.sparsity.patterns import pattern_holds, pattern_mask
 
-__all__ = ["check_patterns", "eligible_layers", "make_masks"]
+__all__ = ["check_patterns", "check_skip", "eligible_layers", "make_masks"]
 
 
 def eligible_layers(module: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Module]:
@@ -35,10 +35,28 @@ def eligible_layers(module: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn
     }
 
 
+def check_skip(module: nn.Module, skip: Iterable[str]) -> None:
+    """Refuse a skip pattern that matches nothing: most likely it is misspelt.
+
+    Raises:
+        UserError: Naming the pattern.
+    """
+    names = [name for name, _ in module.named_modules() if name]
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f'sparsify.skip names "{pattern}", which matches no module of this network.',
+                did_you_mean(pattern, [name for name in names if "." not in name]),
+            )
+
+
 def make_masks(
     module: nn.Module, pattern: str, skip: Iterable[str] = ()
 ) -> dict[str, torch.Tensor]:
     """Magnitude masks of one pattern for every eligible layer.
+
+    Layers that read less than one group, such as the one that reads the image's three channels,
+    stay dense.
 
     Returns:
         Parameter name to a bool tensor of its shape, true where kept.
@@ -47,7 +65,11 @@ def make_masks(
         UserError: No layer is left, or a layer's reduction axis is not a multiple of M.
     """
     m = reduction_block(pattern)
-    layers = eligible_layers(module, skip)
+    layers = {
+        name: layer
+        for name, layer in eligible_layers(module, skip).items()
+        if layer.get_parameter("weight").shape[1] >= m
+    }
     if not layers:
         raise UserError(
             "Every layer is skipped, so there is nothing to make sparse.",

@@ -11,6 +11,7 @@ from torch import nn
 from elastic_export.errors import CheckFailed, UserError
 from elastic_export.sparsity import (
     check_patterns,
+    check_skip,
     make_masks,
     measured_density,
     pattern_holds,
@@ -80,6 +81,19 @@ def test_masks_of_a_module_name_the_layer_that_cannot_have_the_pattern() -> None
         make_masks(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2)), "2:4")
     with pytest.raises(UserError, match="Every layer is skipped"):
         make_masks(_net(), "2:4", ["*"])
+
+
+def test_the_layer_that_reads_the_image_stays_dense() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+    assert set(make_masks(net, "2:4")) == {"1.weight"}
+
+
+def test_a_skip_pattern_that_matches_nothing_is_named() -> None:
+    net = nn.ModuleDict({"patch_embed": _net(), "head": nn.Linear(8, 2)})
+    check_skip(net, ["patch*", "patch_embed.0"])
+    with pytest.raises(UserError, match='"patch_embd", which matches no module') as caught:
+        check_skip(net, ["patch_embd"])
+    assert caught.value.fix == 'Did you mean "patch_embed"?'
 
 
 def test_grouped_convolutions_stay_dense() -> None:
