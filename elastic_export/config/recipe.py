@@ -33,12 +33,13 @@ class ModelConfig(Schema):
     """Where the supernet or the plain network comes from.
 
     ``checkpoint`` is a file (or the folder of a system that writes several); without one, ``train``
-    must be given. ``config`` holds the family's own settings (sizes and axes); what a checkpoint
-    tells by itself need not be repeated. ``config_file`` is a YAML file of such settings, or the
-    configuration of the system that trained the checkpoint; what ``config`` says too wins.
+    and ``family`` must be given. ``config`` holds the family's own settings (sizes and axes); what
+    a checkpoint tells by itself need not be repeated. ``config_file`` is a YAML file of such
+    settings, or the configuration of the system that trained the checkpoint; what ``config`` says
+    too wins.
     """
 
-    family: str
+    family: str | None = None
     checkpoint: str | None = None
     format: str = "auto"
     config: dict[str, Any] = Field(default_factory=dict)
@@ -196,6 +197,8 @@ class Recipe(Schema):
     def _parameters_come_from_somewhere(self) -> Recipe:
         if self.model.checkpoint is None and self.train is None:
             raise ValueError("the recipe gives neither model.checkpoint nor train")
+        if self.model.checkpoint is None and self.model.family is None:
+            raise ValueError("model.family is needed where there is no model.checkpoint")
         if not self.targets:
             raise ValueError("targets is empty: name at least one, for example host-cpu")
         return self

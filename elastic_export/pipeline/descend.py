@@ -80,6 +80,7 @@ def make_supernet(flow: Flow, shop: Workshop) -> Artifact | None:
 
         return flow.do("import", path.name, config=config, inputs=[], make=bring)
 
+    assert model.family is not None  # the recipe's own validation
     family = get_family(model.family)
     chosen = family_config(family, model_settings(recipe))
     shop.check_fits(family, chosen)

@@ -73,7 +73,7 @@ def extract_one(
     found = import_supernet(checkpoint, family=family, format=format, config=config)
     supernet = found.supernet
     wanted = supernet.spec(spec if spec is not None else "max")
-    one = extract(supernet, wanted)
+    one = extract(supernet, wanted, copy=False)
     notes = list(found.notes)
     if has_batchnorm(one.module):
         notes.append(_recalibrated(one, supernet, data))
