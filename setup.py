@@ -25,7 +25,7 @@ setup(
     packages=[*find_packages(include=["elastic_export*"]), *(f"{SHIPPED}.{f}" for f in FOLDERS)],
     package_dir={f"{SHIPPED}.{folder}": folder for folder in FOLDERS},
     package_data={
-        "": ["py.typed", "*.j2", "*.html", "*.css", "*.js", "*.svg", "templates/*"],
+        "": ["py.typed", "*.j2", "*.html", "*.css", "*.js", "*.svg", "*.yaml", "templates/*"],
         **{f"{SHIPPED}.{folder}": DATA for folder in FOLDERS},
     },
     cmdclass={"build_py": BuildPy},

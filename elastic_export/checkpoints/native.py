@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
-from elastic_export.artifacts.files import write_atomically
+from elastic_export.artifacts.files import drafted
 from elastic_export.config.base import Schema
 from elastic_export.elastic import Descendant, Supernet
 from elastic_export.elastic.fold import fold_batchnorm
@@ -134,7 +134,20 @@ def read_label(path: Path) -> dict[str, Any] | None:
 def _write(path: Path, state: dict[str, torch.Tensor], label: dict[str, Any]) -> None:
     text = json.dumps({"version": _VERSION, **label}, sort_keys=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(path, save(tensors, metadata={_KEY: text}))
+    with drafted(path) as draft:
+        # From the tensors' own memory: joined in memory first, they would be there twice.
+        save_file(_apart(tensors), draft, metadata={_KEY: text})
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy those that lie in the same memory as another; the format keeps each by itself."""
+    end = -1
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        start = tensor.data_ptr()
+        if tensor.numel() and start < end:
+            tensors[name] = tensor.clone()
+        end = max(end, start + tensor.nbytes)
+    return tensors
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -17,7 +17,20 @@ def register_reader(reader: type[Reader]) -> type[Reader]:
 
 def readers() -> dict[str, Reader]:
     """All readers by name, those that look for the most particular marks first."""
-    from elastic_export.checkpoints import plain  # noqa: F401 - they register themselves
+    from elastic_export.checkpoints import (  # noqa: F401 - they register themselves
+        alphanet,
+        autoformer,
+        elasticvit,
+        elastoformer,
+        sparsifyvit,
+        svite,
+        elsa,
+        ofa,
+        huggingface,
+        torchvision,
+        timm_models,
+        plain,
+    )
 
     return dict(_READERS)
 

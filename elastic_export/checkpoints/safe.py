@@ -1,45 +1,52 @@
 """Reading a foreign checkpoint without ever running what is in it.
 
 Safetensors files and both formats of ``torch.save`` are read; zip archives and safetensors are
-mapped into memory, so that time and memory are bounded by the size of the file. Whatever a pickle
-holds beyond tensors, containers and plain values is refused by name.
+mapped into memory, so that time and memory are bounded by the size of the file. Known records of
+settings become plain dicts, other objects in a pickle become an :class:`Opaque`, which says what it
+stands for when somebody needs it.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from elastic_export.checkpoints.pickles import foreign_globals, scan_globals
+from elastic_export.checkpoints.archive import check_sum, read_directory
+from elastic_export.checkpoints.content import check_content
+from elastic_export.checkpoints.inert import (
+    SAVE_STATE_DICT,
+    Budget,
+    Opaque,
+    UnreadableError,
+    printable,
+)
+from elastic_export.checkpoints.storages import LegacyStorages, MappedStorages
+from elastic_export.checkpoints.unpickle import Machine
 from elastic_export.errors import UserError
 
 __all__ = ["LoadedCheckpoint", "StateDict", "load_tensors", "state_dict_of"]
 
 PICKLE_LIMIT = 64 << 20
 """Largest pickle that is read, in bytes; a tensor takes some 150, its values lie outside."""
-REPEATS = 8
-"""How many times its own size a file may hold in tensors that share their values."""
+OBJECT_LIMIT = 512 << 20
+"""About how much memory the objects of a pickle may take, beside the tensors' values."""
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
+_PICKLED = "data.pkl"
 _LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
-_LEGACY_PICKLES = 5
+_LEGACY_NUMBER = int.from_bytes(_LEGACY_MAGIC, "little")
+_LEGACY_PROTOCOL = 1001
+_LARGEST_HEADER = 64 << 20
 _AGAIN = "Copy or download the file again and compare its size with the source."
-_RESAVE = (
-    "If you trust the file, load it where it was written and save only its state_dict: "
-    "torch.save(model.state_dict(), path)."
-)
 
 
 @dataclass(frozen=True)
@@ -96,15 +103,20 @@ def load_tensors(path: Path) -> LoadedCheckpoint:
         ) from error
     if not head:
         raise UserError(f"{path} is empty.", _AGAIN)
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        loaded = _read_safetensors(path)
-    elif head.startswith(_ZIP):
-        loaded = LoadedCheckpoint(path, "torch-zip", _read_zip(path))
-    elif head.startswith(_PICKLE):
-        loaded = LoadedCheckpoint(path, "torch-legacy", _read_legacy(path, head))
-    else:
-        raise _no_checkpoint(path)
-    _check_content(loaded)
+    try:
+        if path.suffix == ".safetensors" or head[8:9] == b"{":
+            loaded = _read_safetensors(path)
+        elif head.startswith(_ZIP):
+            loaded = LoadedCheckpoint(path, "torch-zip", _read_zip(path))
+        elif head.startswith(_PICKLE):
+            loaded = LoadedCheckpoint(path, "torch-legacy", _read_legacy(path, head))
+        else:
+            raise _no_checkpoint(path)
+        check_content(loaded.content, path.stat().st_size)
+    except UnreadableError as error:
+        raise UserError(f"{path} {error.what}.", error.fix or _AGAIN) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", _AGAIN) from error
     return loaded
 
 
@@ -122,6 +134,8 @@ def state_dict_of(
             NaN or infinite values.
     """
     content = loaded.content
+    if isinstance(content, Opaque):
+        raise UserError(f"{loaded.path} holds {content.describe()}.", SAVE_STATE_DICT)
     if not isinstance(content, Mapping):
         raise UserError(
             f"{loaded.path} holds a {type(content).__name__}, where a dictionary of named tensors "
@@ -129,18 +143,23 @@ def state_dict_of(
             "Save the model's state_dict.",
         )
     found = {str(key): value for key, value in content.items() if _is_collection(value)}
-    direct = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    direct = {str(key): value for key, value in content.items() if _is_tensor(value)}
     if direct:
         found = {"": direct, **found}
-    name = _choose(loaded.path, found, prefer)
-    tensors = {key: value.detach() for key, value in _stripped(found[name]).items()}
+    name = _choose(loaded, found, prefer)
+    tensors = _stripped(found[name])
     for key, tensor in tensors.items():
+        if isinstance(tensor, Opaque):
+            raise UserError(
+                f'The tensor "{key}" of {loaded.path} is {tensor.describe()}.',
+                "Save a checkpoint with dense, unquantized tensors.",
+            )
         if not _is_finite(tensor):
             raise UserError(
                 f'The tensor "{key}" of {loaded.path} holds NaN or infinite values.',
                 "Use a checkpoint from before the training diverged.",
             )
-    others = [str(key) for key, v in content.items() if not isinstance(v, Tensor)]
+    others = [str(key) for key, v in content.items() if not _is_tensor(v)]
     return StateDict(
         tensors,
         name,
@@ -150,86 +169,76 @@ def state_dict_of(
 
 
 def _read_safetensors(path: Path) -> LoadedCheckpoint:
+    with path.open("rb") as stream:
+        head = stream.read(8)
+    if len(head) == 8 and struct.unpack("<Q", head)[0] > _LARGEST_HEADER:
+        raise UnreadableError("is not a complete safetensors file: its header is too large")
     try:
         with safe_open(path, framework="pt") as file:
             content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return LoadedCheckpoint(path, "safetensors", content, file.metadata() or {})
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} is not a complete safetensors file: {error}.", _AGAIN) from error
+    except Exception as error:  # safetensors raises whatever its parser and torch raise
+        reason = printable(str(error)).rstrip(".")
+        raise UnreadableError(f"is not a complete safetensors file: {reason}") from error
 
 
 def _read_zip(path: Path) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            stems = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
-            if any(name.endswith("constants.pkl") for name in names):
-                raise UserError(f"{path} is a TorchScript program, not a checkpoint.", _RESAVE)
-            if len(stems) != 1:
-                raise _no_checkpoint(path)
-            packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
-            if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise UserError(
-                    f"{path} claims more data than its size, which torch.save never writes.",
-                    "Do not use this file.",
-                )
-            size = archive.getinfo(stems[0]).file_size
-            _check_pickle_size(path, size)
-            _refuse_foreign(path, archive.read(stems[0]), 1)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{path} is cut off or damaged.", _AGAIN) from error
-    return _torch_load(path, mmap=True)
+    entries = read_directory(path)
+    stems = [name[: -len(_PICKLED)] for name in entries if _is_pickle(name)]
+    if any(name.endswith("constants.pkl") for name in entries):
+        raise UnreadableError("is a TorchScript program, not a checkpoint", SAVE_STATE_DICT)
+    if len(stems) != 1:
+        raise _no_checkpoint(path)
+    pickled = entries[stems[0] + _PICKLED]
+    if pickled.size > PICKLE_LIMIT:
+        raise UnreadableError(
+            f"describes its tensors in {pickled.size >> 20} MiB, where {PICKLE_LIMIT >> 20} MiB is "
+            "the most that is read",
+            SAVE_STATE_DICT,
+        )
+    with path.open("rb") as file:
+        check_sum(file, pickled)
+        file.seek(pickled.offset)
+        data = file.read(pickled.size)
+        order = entries.get(f"{stems[0]}byteorder")
+        if order is not None:
+            file.seek(order.offset)
+            if file.read(min(order.size, 8)) != b"little":
+                raise UnreadableError("was written by a big-endian machine", SAVE_STATE_DICT)
+    storages = MappedStorages(path, entries, stems[0])
+    return Machine(data, Budget(OBJECT_LIMIT), storages.find).load()
+
+
+def _is_pickle(name: str) -> bool:
+    return name == _PICKLED or name.endswith(f"/{_PICKLED}")
 
 
 def _read_legacy(path: Path, head: bytes) -> Any:
-    with path.open("rb") as stream:
-        start = stream.read(PICKLE_LIMIT)
-    if _LEGACY_MAGIC not in head:
-        _refuse_foreign(path, start, 1)
-        raise _no_checkpoint(path)
-    _refuse_foreign(path, start, _LEGACY_PICKLES)
-    return _torch_load(path, mmap=False)
+    with path.open("rb") as file:
+        storages = LegacyStorages(path.stat().st_size)
+        machine = Machine(file.read(PICKLE_LIMIT), Budget(OBJECT_LIMIT), storages.find)
+        if _LEGACY_MAGIC not in head:
+            raise _bare_pickle(path, machine)
+        if machine.load() != _LEGACY_NUMBER or machine.load() != _LEGACY_PROTOCOL:
+            raise UnreadableError("is of an unknown version of torch.save", SAVE_STATE_DICT)
+        system = machine.load()
+        if not isinstance(system, dict) or not system.get("little_endian", True):
+            raise UnreadableError("was written by a big-endian machine", SAVE_STATE_DICT)
+        content = machine.load()
+        keys = machine.load()
+        file.seek(machine.position)
+        storages.fill(file, keys)
+        return content
 
 
-def _check_pickle_size(path: Path, size: int) -> None:
-    if size > PICKLE_LIMIT:
-        raise UserError(
-            f"{path} describes its tensors in {size >> 20} MiB, where {PICKLE_LIMIT >> 20} MiB is "
-            "the most that is read.",
-            _RESAVE,
-        )
-
-
-def _refuse_foreign(path: Path, data: bytes, pickles: int) -> None:
-    """Stop at classes and functions; a restricted reader for known ones would come in here."""
+def _bare_pickle(path: Path, machine: Machine) -> Exception:
+    """Why a pickle that torch did not write is refused; one that is there to harm is named."""
     try:
-        foreign = foreign_globals(scan_globals(io.BytesIO(data), pickles))
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
-        if pickles == 1 and not data.startswith(_PICKLE):
-            raise _no_checkpoint(path) from error
-        raise UserError(f"{path} is cut off or damaged.", _AGAIN) from error
-    if foreign:
-        listed = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
-        raise UserError(
-            f"{path} holds Python objects that could run code when loaded: {listed}.", _RESAVE
-        )
-
-
-def _torch_load(path: Path, *, mmap: bool) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[-1]
-        raise UserError(f"{path} cannot be read safely: {reason}", _RESAVE) from error
-    except (RuntimeError, ValueError, KeyError, IndexError, TypeError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path} is cut off or damaged, or claims tensors it does not hold.", _AGAIN
-        ) from error
-    except (AttributeError, AssertionError, MemoryError, OverflowError) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__}.", _AGAIN) from error
+        machine.load()
+    except UnreadableError as error:
+        if "could run code" in error.what:
+            return error
+    return _no_checkpoint(path)
 
 
 def _no_checkpoint(path: Path) -> UserError:
@@ -239,55 +248,29 @@ def _no_checkpoint(path: Path) -> UserError:
     )
 
 
-def _check_content(loaded: LoadedCheckpoint) -> None:
-    """Refuse sizes beyond the file's: expanded views cost no bytes there, but do here."""
-    size = loaded.path.stat().st_size
-    total = 0
-    for name, value in _leaves(loaded.content):
-        if not isinstance(value, Tensor):
-            continue
-        claimed = value.numel() * value.element_size()
-        total += claimed
-        if claimed > size or total > REPEATS * size:
-            raise UserError(
-                f'The tensor "{name}" of {loaded.path} claims {claimed} bytes, but the file has '
-                f"{size}.",
-                "Do not use this file, or save it again with contiguous tensors.",
-            )
-
-
-def _leaves(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every value that is no container, with its path; each container once."""
-    seen: set[int] = set()
-    stack: list[tuple[str, Any]] = [("", content)]
-    while stack:
-        name, value = stack.pop()
-        if isinstance(value, Mapping):
-            items: Iterator[tuple[Any, Any]] = iter(value.items())
-        elif isinstance(value, (list, tuple, set)):
-            items = iter(enumerate(value))
-        else:
-            yield name, value
-            continue
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        stack.extend((f"{name}.{key}" if name else str(key), item) for key, item in items)
-
-
 def _is_collection(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and bool(value)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+        and all(isinstance(k, str) and _is_tensor(v) for k, v in value.items())
     )
 
 
-def _choose(path: Path, found: Mapping[str, Mapping[str, Tensor]], prefer: Sequence[str]) -> str:
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, Opaque) and value.kind == "tensor")
+
+
+def _choose(
+    loaded: LoadedCheckpoint, found: Mapping[str, Mapping[str, Tensor]], prefer: Sequence[str]
+) -> str:
+    path = loaded.path
     for name in prefer:
         if name in found:
             return name
     if not found:
+        for key, value in loaded.content.items():
+            if isinstance(value, Opaque) and value.kind == "network":
+                raise UserError(f'"{key}" of {path} is {value.describe()}.', SAVE_STATE_DICT)
         raise UserError(
             f"{path} holds no dictionary of named tensors.", "Save the model's state_dict."
         )

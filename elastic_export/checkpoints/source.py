@@ -11,6 +11,7 @@ from torch import Tensor
 from elastic_export.checkpoints.native import load_supernet, read_label
 from elastic_export.checkpoints.reader import Imported, Source
 from elastic_export.checkpoints.readers import readers, who_claims
+from elastic_export.checkpoints.timm_models import TimmModelReader, is_model_name
 from elastic_export.errors import UserError, did_you_mean
 from elastic_export.sparsity import measured_density
 
@@ -28,7 +29,7 @@ def import_supernet(
     """Read a supernet or a plain network.
 
     Args:
-        path: A file, or a folder of a system that writes several.
+        path: A file, a folder of a system that writes several, or ``timm:NAME``.
         family: The family the file must belong to; None to find it out.
         format: ``auto``, ``native`` or the name of a reader.
         config: The system's own configuration, or family settings that the file does not hold,
@@ -48,6 +49,8 @@ def import_supernet(
             f"{path} was not written by this tool.", "Leave the format out, or set it to timm."
         )
     source = Source(path, config, family)
+    if is_model_name(path) and format == "auto":
+        format = TimmModelReader.name  # no file for the readers to look at
     if label is not None and format in ("auto", "native"):
         found = _native(source)
     else:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from elastic_export.cli.errors import command
-from elastic_export.cli.options import JsonOption, QuietOption, VerboseOption
+from elastic_export.cli.options import JsonOption, QuietOption, SetOption, VerboseOption
 
 __all__ = ["inspect"]
 
@@ -22,14 +22,41 @@ def inspect(
             show_default=False,
         ),
     ],
+    family: Annotated[
+        str | None,
+        typer.Option(help="Family of the network, where the file does not tell.", metavar="NAME"),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="Format of the checkpoint.")
+    ] = "auto",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Settings the file does not hold (YAML).",
+            show_default=False,
+        ),
+    ] = None,
+    override: SetOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Say what a file is, and why it cannot be used if it cannot."""
+    """Say what a file is, and why it cannot be used if it cannot.
+
+    --set gives a setting the file does not hold, such as heads=[12].
+    """
     with command(as_json, quiet, verbose) as output:
-        from elastic_export import pipeline
+        from elastic_export.cli.inputs import settings_of
+        from elastic_export.cli.inspected import readable
         from elastic_export.cli.tables import facts, titled
 
-        told = pipeline.inspect(path)
-        output.result(told, titled(str(path), facts(told)), short=str(told.get("kind", "")))
+        settings = settings_of(config, override)
+        with output.task("Loading PyTorch"):
+            from elastic_export import pipeline
+
+        told = pipeline.inspect(path, family=family, format=form, config=settings)
+        output.result(
+            told, titled(str(path), facts(readable(told))), short=str(told.get("kind", ""))
+        )

@@ -37,7 +37,7 @@ def facts(data: Mapping[str, Any]) -> Table:
     drawn.add_column(no_wrap=True, style="dim")
     drawn.add_column(overflow="fold")
     for name, value in _flat(data):
-        drawn.add_row(name, _text(value))
+        drawn.add_row(_text(name), _text(value))
     return drawn
 
 
@@ -67,5 +67,6 @@ def _text(value: object) -> str:
         return "-"
     if isinstance(value, (list, tuple)):
         return ", ".join(_text(item) for item in value)
-    # Rich reads square brackets as markup.
-    return str(value).replace("[", "\\[")
+    # Rich reads square brackets as markup, and a terminal obeys control characters.
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(value))
+    return text.replace("[", "\\[")

@@ -14,8 +14,14 @@ from elastic_export.sparsity import check_patterns
 __all__ = ["extract"]
 
 
-def extract(supernet: Supernet, spec: Spec) -> Descendant:
+def extract(supernet: Supernet, spec: Spec, *, copy: bool = True) -> Descendant:
     """Copy one descendant out of the supernet.
+
+    Args:
+        supernet: What to extract from.
+        spec: Which descendant.
+        copy: False lets tensors share the supernet's memory, for a supernet that is not used any
+            more.
 
     Returns:
         A descendant whose module computes what :meth:`Supernet.forward` computes for ``spec``.
@@ -26,9 +32,8 @@ def extract(supernet: Supernet, spec: Spec) -> Descendant:
     """
     rules = supernet.activate(spec).rules
     with torch.no_grad():
-        state = {
-            name: rule.read(supernet.store.tensors).detach().clone() for name, rule in rules.items()
-        }
+        read = {name: r.read(supernet.store.tensors).detach() for name, r in rules.items()}
+        state = {name: tensor.clone() for name, tensor in read.items()} if copy else read
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckFailed(

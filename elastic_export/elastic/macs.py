@@ -53,7 +53,7 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> Macs:
         module: A plain module on any device.
         input_shape: Channels, height and width of one image.
     """
-    shadow = copy.deepcopy(module).to("meta") if _has_memory(module) else module
+    shadow = _shadow(module) if _has_memory(module) else module
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         shadow.eval()(torch.empty(1, *input_shape, device="meta"))
@@ -65,6 +65,13 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> Macs:
         if isinstance(layer, nn.Linear | nn.Conv2d)
     }
     return Macs(total=counts.get("Global", 0), layers=layers)
+
+
+def _shadow(module: nn.Module) -> nn.Module:
+    """Copy a module onto meta without a copy of its values on the way."""
+    parameters = {id(p): nn.Parameter(p.detach().to("meta")) for p in module.parameters()}
+    buffers = {id(b): b.detach().to("meta") for b in module.buffers()}
+    return copy.deepcopy(module, {**parameters, **buffers})
 
 
 def _has_memory(module: nn.Module) -> bool:

@@ -44,8 +44,8 @@ def recalibrate(
 ) -> float:
     """Reset the running statistics and average them over ``batches``, in place.
 
-    Everything but BatchNorm runs in eval mode, without gradients; each batch weighs the same
-    (momentum None).
+    Everything but BatchNorm runs in eval mode, without gradients. Each batch weighs the same
+    (momentum None); with biased variances it weighs as many images as it has.
 
     Args:
         module: A plain module; left in eval mode.
@@ -71,7 +71,7 @@ def recalibrate(
         norm.momentum = None
         norm.train()
     seen = 0
-    biased = _BiasedVariance(norms) if variance == "biased" else nullcontext()
+    biased = _BiasedStatistics(norms) if variance == "biased" else nullcontext()
     try:
         with torch.no_grad(), biased:
             for x in batches:
@@ -94,17 +94,22 @@ def recalibrate(
     return max(changes, default=0.0)
 
 
-class _BiasedVariance:
-    """While active, watch what BatchNorms read; at the end, set the mean of biased variances."""
+class _BiasedStatistics:
+    """While active, watch what BatchNorms read; at the end, set the means over all images.
+
+    As ``set_running_statistics`` of Once-for-all: each batch counts by its number of images.
+    """
 
     def __init__(self, norms: Sequence[nn.Module]) -> None:
-        self._sums: dict[nn.Module, tuple[Tensor, int]] = {}
+        self._sums: dict[nn.Module, tuple[Tensor, Tensor, int]] = {}
         self._hooks = [norm.register_forward_pre_hook(self._watch) for norm in norms]
 
     def _watch(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].transpose(0, 1).flatten(1)
-        total, batches = self._sums.get(norm, (torch.zeros_like(x[:, 0]), 0))
-        self._sums[norm] = total + x.var(dim=1, correction=0), batches + 1
+        x, images = inputs[0].transpose(0, 1).flatten(1), len(inputs[0])
+        nothing = torch.zeros_like(x[:, 0])
+        means, variances, seen = self._sums.get(norm, (nothing, nothing, 0))
+        variance, mean = torch.var_mean(x, dim=1, correction=0)
+        self._sums[norm] = means + images * mean, variances + images * variance, seen + images
 
     def __enter__(self) -> None:
         pass
@@ -117,6 +122,8 @@ class _BiasedVariance:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
-        for norm, (total, batches) in self._sums.items():
+        for norm, (means, variances, seen) in self._sums.items():
+            assert isinstance(norm.running_mean, Tensor)
             assert isinstance(norm.running_var, Tensor)
-            norm.running_var.copy_(total / batches)
+            norm.running_mean.copy_(means / seen)
+            norm.running_var.copy_(variances / seen)

@@ -23,7 +23,19 @@ def register(family: type[Any]) -> type[Any]:
 
 def families() -> dict[str, Family]:
     """All families by name."""
-    from elastic_export.families import resnet, vit  # noqa: F401 - they register themselves
+    from elastic_export.families import (  # noqa: F401 - they register themselves
+        alphanet,
+        autoformer,
+        convnext,
+        elasticvit,
+        nested,
+        ofa_mbv3,
+        ofa_resnet50d,
+        resnet,
+        swin,
+        vgg,
+        vit,
+    )
 
     return dict(sorted(_FAMILIES.items()))
 

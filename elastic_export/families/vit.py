@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from elastic_export.elastic.family import Dim, Layout
+from elastic_export.elastic.family import Dim, Family, Layout
+from elastic_export.elastic.rules import Rule
+from elastic_export.elastic.rules_bias import DeadHeads
 from elastic_export.elastic.skeleton import on_meta
-from elastic_export.errors import UserError
 from elastic_export.families.base import ImageFamily
-from elastic_export.families.registry import register
+from elastic_export.families.registry import family_config, register
 from elastic_export.families.vit_config import LINEARS, ROUNDING, VitConfig
 from elastic_export.families.vit_module import PlainVit
+from elastic_export.families.vit_names import MARKS, settings_from_shapes
 from elastic_export.space import Axis, Costs, Space, Spec, density, hardware_density
 
 __all__ = ["PlainVit", "Vit", "VitConfig"]
@@ -34,15 +36,15 @@ class Vit(ImageFamily):
 
     name = "vit"
     Config = VitConfig
-    marks = ("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "head.weight")
+    marks = MARKS
 
     def space(self, config: VitConfig) -> Space:
         """Axes ``width``, ``depth``, then for each block heads, MLP ratio and four patterns."""
         axes = [Axis("width", config.width), Axis("depth", config.depth)]
         for i in range(max(config.depth)):
             when = ("depth", i)
-            axes.append(Axis(f"blocks.{i}.heads", config.heads, when))
-            axes.append(Axis(f"blocks.{i}.mlp_ratio", config.mlp_ratio, when))
+            axes.append(Axis(f"blocks.{i}.heads", config.heads_in(i), when))
+            axes.append(Axis(f"blocks.{i}.mlp_ratio", config.ratios_in(i), when))
             for name in LINEARS:
                 patterns = config.patterns_of(f"blocks.{i}.{name}")
                 if patterns != ("dense",):
@@ -67,6 +69,8 @@ class Vit(ImageFamily):
             "pos_embed": (None, None, e),
             "patch_embed.proj.weight": (e, None, None, None),
             "patch_embed.proj.bias": (e,),
+            "token_score.weight": (None, e),
+            "token_score.bias": (None,),
         }
         for norm in ("norm", "fc_norm"):
             layout |= {f"{norm}.weight": (e,), f"{norm}.bias": (e,)}
@@ -92,6 +96,22 @@ class Vit(ImageFamily):
             }
         return layout
 
+    def rules(self, config: VitConfig, spec: Spec, plain: nn.Module) -> dict[str, Rule]:
+        """Prefixes; where removed heads are dead, the projection's bias takes their constant."""
+        rules = super().rules(config, spec, plain)
+        if config.dead_heads and config.qkv_bias:
+            for i in range(int(spec["depth"])):
+                attn, kept = f"blocks.{i}.attn", int(spec[f"blocks.{i}.heads"])
+                if kept < max(config.heads_in(i)):
+                    rules[f"{attn}.proj.bias"] = DeadHeads(
+                        f"{attn}.proj.bias",
+                        f"{attn}.proj.weight",
+                        f"{attn}.qkv.bias",
+                        int(spec["width"]),
+                        kept * config.dim_of_head,
+                    )
+        return rules
+
     def patterns(self, config: VitConfig, spec: Spec) -> dict[str, str]:
         """Patterns of the blocks' linear layers that are not dense."""
         return {
@@ -102,16 +122,17 @@ class Vit(ImageFamily):
 
     def costs(self, config: VitConfig, space: Space, genes: np.ndarray) -> Costs:
         """Sum over blocks; every individual of the population at once."""
-        tokens, head_dim = config.tokens, config.dim_of_head
+        tokens, head_dim = config.block_tokens, config.dim_of_head
+        scored = config.tokens if config.token_keep else 0
         width = space.values(genes, "width").astype(np.int64)
         depth = space.values(genes, "depth").astype(np.int64)
         patches = (config.image_size // config.patch_size) ** 2
         pixels = config.in_chans * config.patch_size**2
         heads_out = (1 + config.distilled) * config.num_classes
-        fixed = patches * pixels * width + heads_out * width
+        fixed = (patches * pixels + scored + heads_out) * width
         kinds = [fixed.copy(), fixed.astype(np.float64), fixed.astype(np.float64)]
-        extra = config.tokens + (tokens - patches) + 2 + pixels + 1
-        params = width * extra + heads_out * (width + 1)
+        extra = config.tokens + config.prefix_tokens + 2 + pixels + 1
+        params = width * extra + (heads_out + bool(scored)) * (width + 1)
         for i in range(max(config.depth)):
             live = (depth > i).astype(np.int64)
             inner = space.values(genes, f"blocks.{i}.heads").astype(np.int64) * head_dim
@@ -162,47 +183,7 @@ class Vit(ImageFamily):
         self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]
     ) -> VitConfig:
         """Read sizes from timm's names; the head count must come from ``hints`` (``heads``)."""
-        missing = [name for name in self.marks if name not in shapes]
-        if missing:
-            raise UserError(
-                f"This is not a ViT checkpoint with timm's names: {missing[0]} is missing.",
-                "Check model.family; inspect the file to see what it holds.",
-            )
-        width, in_chans, patch, _ = shapes["patch_embed.proj.weight"]
-        indices = {int(m[1]) for k in shapes if (m := re.match(r"blocks\.(\d+)\.", k))}
-        class_token, distilled = "cls_token" in shapes, "dist_token" in shapes
-        registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
-        patches = shapes["pos_embed"][1] - class_token - distilled - registers
-        side = round(patches**0.5)
-        if side * side != patches:
-            raise UserError(
-                f"The position embedding has {patches} patch entries, which is not a square grid.",
-                "Only square inputs are read; convert the checkpoint first.",
-            )
-        inner = shapes["blocks.0.attn.qkv.weight"][0] // 3
-        if "heads" not in hints and "head_dim" not in hints:
-            raise UserError(
-                "The number of heads is not stored in this checkpoint.",
-                "Give it as model.config.heads in a recipe, or with --set heads=[3] on the command "
-                "line (3 for DeiT-T).",
-            )
-        given = hints.get("heads", inner // int(hints.get("head_dim", 64)))
-        heads = max(given) if isinstance(given, list | tuple) else int(given)
-        found = {
-            "image_size": side * patch,
-            "patch_size": patch,
-            "in_chans": in_chans,
-            "num_classes": shapes["head.weight"][0],
-            "width": (width,),
-            "depth": (max(indices) + 1,),
-            "heads": (heads,),
-            "mlp_ratio": (shapes["blocks.0.mlp.fc1.weight"][0] / width,),
-            "head_dim": inner // heads,
-            "class_token": class_token,
-            "reg_tokens": registers,
-            "distilled": distilled,
-            "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
-            "layer_scale": "blocks.0.ls1.gamma" in shapes,
-            "global_pool": "avg" if "fc_norm.weight" in shapes else "token",
-        }
-        return VitConfig.model_validate({**found, **hints})
+        family = cast("Family", self)
+        config = family_config(family, settings_from_shapes(shapes, hints))
+        assert isinstance(config, VitConfig)
+        return config

@@ -87,7 +87,7 @@ class PlainVit(nn.Module):
     def __init__(self, config: VitConfig, width: int, heads: list[int], hidden: list[int]) -> None:
         super().__init__()
         self.pool = config.global_pool
-        self.prefix = int(config.class_token) + int(config.distilled) + config.reg_tokens
+        self.prefix = config.prefix_tokens
         self.distilled = config.distilled
         self.patch_embed = _PatchEmbed(config, width)
         if config.class_token:
@@ -97,6 +97,9 @@ class PlainVit(nn.Module):
         if config.reg_tokens:
             self.reg_token = nn.Parameter(torch.empty(1, config.reg_tokens, width))
         self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, width))
+        self.keep, self.form = config.token_keep, config.token_form
+        if config.token_keep:
+            self.token_score = nn.Linear(width, 1)
         self.blocks = nn.Sequential(
             *(_Block(config, width, h, n) for h, n in zip(heads, hidden, strict=True))
         )
@@ -117,8 +120,32 @@ class PlainVit(nn.Module):
             if hasattr(self, name)
         ]
         x = torch.cat([*tokens, x], dim=1) + self.pos_embed
+        if self.keep is not None:
+            x = self._select(x, self.keep)
         x = self.norm(self.blocks(x))
         if self.distilled:
             return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
         x = x[:, self.prefix :].mean(dim=1) if self.pool == "avg" else x[:, 0]
         return self.head(self.fc_norm(x))
+
+    def _select(self, x: Tensor, keep: int) -> Tensor:
+        """Leave the tokens (B, N, width) with the best scores; see ``VitConfig``."""
+        scores, first = self.token_score(x).squeeze(-1), self.prefix
+        if self.form == "zero":
+            best = scores.topk(keep, dim=1).indices
+            mask = torch.zeros_like(scores).scatter(1, best, 1.0)
+            if self.training:
+                mask = mask + _straight_through(scores)
+            others = x[:, first:] * mask[:, first:].unsqueeze(-1)
+        else:
+            best = scores[:, first:].topk(keep - first, dim=1).indices
+            if self.training:
+                x = x * (1 + _straight_through(scores)).unsqueeze(-1)
+            others = x[:, first:].gather(1, best.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return torch.cat([x[:, :first], others], dim=1)
+
+
+def _straight_through(scores: Tensor) -> Tensor:
+    """Zeros with the gradient of a softmax, so that scores learn although the choice is hard."""
+    soft = scores.softmax(dim=-1)
+    return soft - soft.detach()

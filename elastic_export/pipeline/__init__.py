@@ -1,9 +1,20 @@
-"""From a recipe to stages to the store: the only room that knows all the others."""
+"""From a recipe to stages to the store: the only room that knows all the others.
 
-from elastic_export.pipeline.flow import STAGES, PlanRow
-from elastic_export.pipeline.inspecting import inspect
-from elastic_export.pipeline.run import Built, build, plan
-from elastic_export.pipeline.single import bench_bundle, export_one, extract_one
+What is named here is loaded when it is first used: looking at a checkpoint takes a fraction of the
+memory and time that exporting one does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elastic_export.pipeline.extracting import extract_one
+    from elastic_export.pipeline.flow import STAGES, PlanRow
+    from elastic_export.pipeline.inspecting import inspect
+    from elastic_export.pipeline.run import Built, build, plan
+    from elastic_export.pipeline.single import bench_bundle, export_one
 
 __all__ = [
     "STAGES",
@@ -16,3 +27,18 @@ __all__ = [
     "inspect",
     "plan",
 ]
+
+_MODULES = {
+    "extracting": ("extract_one",),
+    "flow": ("STAGES", "PlanRow"),
+    "inspecting": ("inspect",),
+    "run": ("Built", "build", "plan"),
+    "single": ("bench_bundle", "export_one"),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from elastic_export.artifacts.store import Artifact
-from elastic_export.config.result import Cost
 from elastic_export.config.target import Flavour, Precision
 from elastic_export.config.targets import ResolvedTarget
 from elastic_export.elastic import Descendant
-from elastic_export.elastic.macs import count_macs
 from elastic_export.engine import tensorrt_rtx
 from elastic_export.export import (
     check_finite,
@@ -31,6 +29,7 @@ from elastic_export.export import (
 )
 from elastic_export.export.lowering import lower_file
 from elastic_export.export.saturation import pair_safe_int8
+from elastic_export.pipeline.extracting import cost_of
 from elastic_export.pipeline.flow import Flow
 from elastic_export.pipeline.quantizing import RECORD
 from elastic_export.pipeline.workshop import Workshop
@@ -253,17 +252,6 @@ def _check(
     if file.flavour == "ort-cpu":
         found["fused_ops"] = fused_ops(path)
     return found
-
-
-def cost_of(one: Descendant, channels: int, size: int) -> Cost:
-    """Count a descendant's costs on its own module."""
-    macs = count_macs(one.module, (channels, size, size))
-    return Cost(
-        macs=macs.total,
-        algorithmic_macs=macs.weighted(one.patterns, hardware=False),
-        hardware_macs=macs.weighted(one.patterns, hardware=True),
-        params=sum(p.numel() for p in one.module.parameters()),
-    )
 
 
 def compile_engines(

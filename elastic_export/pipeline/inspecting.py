@@ -15,7 +15,7 @@ from elastic_export.checkpoints.safe import load_tensors, state_dict_of
 from elastic_export.engine.bundle import MANIFEST, load_bundle
 from elastic_export.errors import UserError
 from elastic_export.families import get_family
-from elastic_export.pipeline.exporting import cost_of
+from elastic_export.pipeline.extracting import cost_of
 from elastic_export.report.load import RESULT_FILE
 
 __all__ = ["inspect"]

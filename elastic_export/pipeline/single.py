@@ -1,22 +1,21 @@
-"""One step by itself: extract, export, bench, for people who do not want the whole flow."""
+"""One step by itself: export, bench, for people who do not want the whole flow."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from elastic_export.checkpoints import import_supernet, load_descendant, save_descendant
+from elastic_export.checkpoints import load_descendant
 from elastic_export.config.loader import load_calibration
 from elastic_export.config.recipe import DataConfig, MeasureConfig
 from elastic_export.config.result import Accuracy
 from elastic_export.config.targets import ResolvedTarget, load_target
 from elastic_export.data import Dataset, top1
-from elastic_export.elastic import Descendant, Supernet, extract, has_batchnorm, recalibrate
+from elastic_export.elastic import Descendant
 from elastic_export.elastic.fold import fold_batchnorm
 from elastic_export.elastic.supernet import resolve_spec
 from elastic_export.engine import tensorrt_rtx
@@ -27,7 +26,7 @@ from elastic_export.measure.compare import choose
 from elastic_export.measure.machine import describe_machine
 from elastic_export.measure.protocol import measure_interleaved
 from elastic_export.pipeline.bundling import Content, bundle
-from elastic_export.pipeline.exporting import DENSE, File, cost_of, file_for, write_files
+from elastic_export.pipeline.exporting import DENSE, File, file_for, write_files
 from elastic_export.pipeline.inputs import assumed_transform, dataset_for
 from elastic_export.pipeline.measuring import how, predictor
 from elastic_export.pipeline.result import target_notes
@@ -35,81 +34,10 @@ from elastic_export.progress import Progress, no_progress
 from elastic_export.quantize.calibrate import calibrate
 from elastic_export.quantize.record import QuantizationRecord
 
-__all__ = ["bench_bundle", "export_one", "extract_one"]
+__all__ = ["bench_bundle", "export_one"]
 
 _PARITY_IMAGES = 16
 _SAMPLES = 4
-_RECALIBRATION_IMAGES = 2048
-
-
-def extract_one(
-    checkpoint: Path,
-    *,
-    family: str | None,
-    format: str,
-    config: Mapping[str, Any],
-    spec: Mapping[str, Any] | str | None,
-    out: Path,
-    data: DataConfig | None = None,
-) -> dict[str, Any]:
-    """Extract one descendant of a checkpoint into a file.
-
-    Args:
-        checkpoint: A supernet of ours or a plain checkpoint.
-        family: The family it must belong to; None to find out.
-        format: ``auto`` or the name of a reader.
-        config: Family settings the file does not hold.
-        spec: ``min``, ``max``, a named spec or a mapping of choices; None is ``max``.
-        out: The folder for ``NAME.safetensors``.
-        data: The data set to estimate BatchNorm statistics on; without one they stay as stored.
-
-    Returns:
-        What was extracted: path, spec, costs, and what to know about it.
-
-    Raises:
-        UserError: The checkpoint or the spec cannot be used.
-        CheckFailed: The extracted network is not what its space says.
-    """
-    found = import_supernet(checkpoint, family=family, format=format, config=config)
-    supernet = found.supernet
-    wanted = supernet.spec(spec if spec is not None else "max")
-    one = extract(supernet, wanted, copy=False)
-    notes = list(found.notes)
-    if has_batchnorm(one.module):
-        notes.append(_recalibrated(one, supernet, data))
-    label = spec if isinstance(spec, str) else ("max" if spec is None else one.spec_id)
-    path = out / f"{checkpoint.name.split('.')[0]}-{label}.safetensors"
-    save_descendant(one, path)
-    channels, size, _ = supernet.family.input_shape(supernet.config, wanted)
-    official = found.official(wanted) if found.official is not None else {}
-    return {
-        "path": str(path),
-        "family": one.family,
-        "format": found.format,
-        "spec_id": one.spec_id,
-        "spec": one.genes,
-        "patterns": one.patterns,
-        **cost_of(one, channels, size).model_dump(),
-        **({"official_cost": dict(official)} if official else {}),
-        "notes": notes,
-    }
-
-
-def _recalibrated(one: Descendant, supernet: Supernet, data: DataConfig | None) -> str:
-    """Estimate BatchNorm statistics where there is data, and say what was done."""
-    if data is None:
-        return (
-            "BatchNorm statistics are those stored for the whole supernet. Give --data to estimate "
-            "this descendant's own; without that its accuracy may be near chance."
-        )
-    spec = supernet.spec(one.genes)
-    train = dataset_for(supernet.family, supernet.config, spec, data).train
-    images = train.head(min(len(train), _RECALIBRATION_IMAGES))
-    change = recalibrate(one.module, (x for x, _ in images.batches(min(64, len(images)))))
-    return (
-        f"BatchNorm statistics were estimated on {len(images)} training images; the largest change "
-        f"of a mean was {change:.2f} standard deviations."
-    )
 
 
 def export_one(

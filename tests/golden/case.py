@@ -29,6 +29,7 @@ class Case:
         params: Parameters of the extracted network by the official code, where it counts them.
         recalibrate: Key of batches (n, B, C, H, W) for the BatchNorm statistics, if any.
         biased: Whether the system averages the biased variance of the batches.
+        batch: Take only so many of the images.
         final_size: Resize the images bicubically first, as the transform's ``final_size`` does.
         masks: Parameter of the plain module to the key of its official mask (1 keep, 0 removed).
         transform: Turns the extracted module into the one whose logits are expected.
@@ -48,6 +49,7 @@ class Case:
     params: int | None = None
     recalibrate: str | None = None
     biased: bool = False
+    batch: int | None = None
     final_size: int | None = None
     masks: Mapping[str, str] = field(default_factory=dict)
     transform: Callable[[nn.Module, Mapping[str, Tensor]], nn.Module] | None = None

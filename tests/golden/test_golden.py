@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from elastic_export.checkpoints import import_supernet
 from elastic_export.checkpoints.reader import Imported
-from elastic_export.elastic import extract, recalibrate
+from elastic_export.elastic import Supernet, extract, recalibrate
 from elastic_export.elastic.fold import fold_batchnorm
+from elastic_export.elastic.store import ParameterStore
 from elastic_export.elastic.supernet import resized
 from elastic_export.engine import tensorrt_rtx
 from elastic_export.export import export_fp32
@@ -57,6 +58,8 @@ def imported(case: Case) -> Imported:
 
 def network(folder: Path, case: Case, dtype: torch.dtype) -> nn.Module:
     supernet = imported(case).supernet
+    if dtype == torch.float64:
+        supernet = in_float64(supernet)
     module = extract(supernet, supernet.spec(case.spec)).module.to(dtype)
     if case.transform is not None:
         with safe_open(folder / "expected.safetensors", framework="pt") as file:
@@ -67,8 +70,19 @@ def network(folder: Path, case: Case, dtype: torch.dtype) -> nn.Module:
     return module.eval()
 
 
+def in_float64(supernet: Supernet) -> Supernet:
+    """A copy, so that rules that compute (kernel matrices, folded biases) do so in float64."""
+    double = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in supernet.state_dict().items()
+    }
+    parameters = {name: double.pop(name) for name, _ in supernet.named_parameters()}
+    store = ParameterStore(parameters, double)
+    return Supernet(supernet.family, supernet.config, store).eval()
+
+
 def images(folder: Path, case: Case, dtype: torch.dtype) -> Tensor:
-    x = expected(folder, case.input).to(dtype)
+    x = expected(folder, case.input).to(dtype)[: case.batch]
     return x if case.final_size is None else resized(x, case.final_size)
 
 

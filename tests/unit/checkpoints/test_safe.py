@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import argparse
-import io
 import os
 import pickle
 import random
@@ -150,12 +148,6 @@ def test_code_in_a_bare_pickle_is_named_and_never_runs(tmp_path: Path, protocol:
     assert not touched.exists()
 
 
-def test_foreign_classes_are_all_named(tmp_path: Path) -> None:
-    content = {"args": argparse.Namespace(lr=1), "net": nn.Linear(2, 2)}
-    with pytest.raises(UserError, match=r"argparse\.Namespace, torch\.nn\.modules\.linear\.Linear"):
-        load_tensors(_save(tmp_path / "net.pt", content))
-
-
 def test_a_program_is_not_a_checkpoint(tmp_path: Path) -> None:
     source = _save(tmp_path / "net.pt", _weights())
     path = _rewritten(source, tmp_path / "program.pt", lambda _, data: data)
@@ -236,7 +228,7 @@ def test_a_pickle_that_asks_for_memory(tmp_path: Path) -> None:
     path = _rewritten(
         source, tmp_path / "bomb.pt", lambda name, d: bomb if name.endswith("data.pkl") else d
     )
-    with pytest.raises(UserError, match=r"builtins\.bytearray"):
+    with pytest.raises(UserError, match="cut off or damaged"):
         load_tensors(path)
 
 
@@ -309,12 +301,3 @@ def test_loading_maps_the_file_and_does_not_copy_it(tmp_path: Path) -> None:
         pytest.skip("needs /proc")
     assert str(path) in maps.read_text()
     assert tensor.sum() == 0
-
-
-def test_the_scan_reads_what_newer_pickles_import() -> None:
-    from elastic_export.checkpoints.pickles import foreign_globals, scan_globals
-
-    for protocol in (2, 3, 4, 5):
-        content = [argparse.Namespace(a=1), OrderedDict(), argparse.Namespace(b=2)]
-        names = scan_globals(io.BytesIO(pickle.dumps(content, protocol)))
-        assert foreign_globals(names)[-1:] == ["argparse.Namespace"]

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 from references import masked_resnet, masked_vit, timm_resnet, timm_vit
+from references_convolutional import masked_convnext, masked_vgg
 
 from elastic_export.config.base import Schema
 from elastic_export.elastic import Supernet
 from elastic_export.families import get_family
+from elastic_export.families.convnext import ConvNextConfig, ConvNextStage
 from elastic_export.families.resnet import ResNetConfig, Stage
+from elastic_export.families.vgg import VggConfig
 from elastic_export.families.vit import VitConfig
 from elastic_export.space import Spec
 
@@ -74,6 +77,55 @@ CONFIGS: dict[str, Schema] = {
 }
 
 
+CONFIGS |= {
+    "vgg": VggConfig(
+        image_size=28,
+        num_classes=5,
+        cfg=((4, 8), "M", (8, 12), (6, 16), "M"),
+        fc=((8, 24), (10,)),
+    ),
+    "vgg-norm": VggConfig(
+        image_size=32,
+        num_classes=5,
+        cfg=((4, 8), (8,), "M", (8, 16), "M"),
+        norm=True,
+        conv_bias=False,
+        pool=2,
+        fc=((8, 16),),
+    ),
+    "convnext": ConvNextConfig(
+        image_size=60,
+        num_classes=5,
+        stages=(
+            ConvNextStage(depth=(1, 2), width=(8, 16), mlp_ratio=(1.5, 4.0)),
+            ConvNextStage(depth=(1, 2, 3), width=(12, 24), mlp_ratio=(2.0, 4.0)),
+            ConvNextStage(depth=(1,), width=(8,)),
+            ConvNextStage(depth=(1, 2), width=(8, 12), mlp_ratio=(1.0, 2.0)),
+        ),
+    ),
+    "convnext-v2": ConvNextConfig(
+        image_size=32,
+        num_classes=5,
+        layer_scale=False,
+        grn=True,
+        kernel_size=5,
+        head_norm_eps=1e-12,
+        stages=(
+            ConvNextStage(depth=(1, 2), width=(8, 16), mlp_ratio=(2.0, 4.0)),
+            ConvNextStage(depth=(1,), width=(16,), mlp_ratio=(4.0,)),
+            ConvNextStage(depth=(1, 2), width=(8, 24), mlp_ratio=(1.0, 3.0)),
+            ConvNextStage(depth=(1,), width=(8,), mlp_ratio=(1.0, 3.0)),
+        ),
+    ),
+}
+_MASKED: dict[type, Callable[..., nn.Module]] = {
+    VitConfig: masked_vit,
+    ResNetConfig: masked_resnet,
+    VggConfig: masked_vgg,
+    ConvNextConfig: masked_convnext,
+}
+
+
 def make_case(name: str, dtype: torch.dtype = torch.float32) -> Case:
     config = CONFIGS[name]
     family = get_family(name.split("-")[0])
@@ -87,7 +139,7 @@ def make_case(name: str, dtype: torch.dtype = torch.float32) -> Case:
                 tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
     supernet.to("cpu", dtype)
     state = {k: v.clone() for k, v in supernet.state_dict().items()}
-    mask = masked_vit if isinstance(config, VitConfig) else masked_resnet
+    mask = _MASKED[type(config)]
     images = torch.randn(3, *family.input_shape(config), generator=generator).to(dtype)
     return Case(
         supernet,

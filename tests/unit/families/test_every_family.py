@@ -94,7 +94,7 @@ def test_a_train_step_moves_the_store_as_it_moves_the_plain_module(case: Any) ->
 def test_batchnorm_statistics_of_a_train_step_land_in_the_store(case: Any) -> None:
     net = case.supernet
     if not net.store.buffers:
-        assert net.family.name == "vit"
+        assert net.family.name in ("vit", "convnext", "vgg")
         return
     spec = specs(case, 1)[-1]
     module = extract(net, spec).module.train()
