@@ -6,8 +6,8 @@ A ViT of width 1024 with random weights (about 0.7 GB in float32 at the default 
 written in every format; ``elastic-export inspect`` and ``elastic-export extract`` read it in
 processes of their own. ``peak_mb`` is the largest resident set of the process, which has the
 interpreter and torch in it (the row ``start`` shows how much that is); ``ratio`` is the peak over
-the size of the file. In ``with-optimizer`` a third of the file is weights and the rest belongs to the
-optimizer; in ``records`` weights come with pickled settings.
+the size of the file. In ``with-optimizer`` a third of the file is weights and the rest belongs to
+the optimizer; in ``records`` weights come with pickled settings.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Torch is loaded by the processes that are measured and by those that write the files, never here: a
-# process' peak is at least the size its parent had when it started it.
+# Torch is loaded by the processes that are measured and by those that write the files, never here:
+# a process' peak is at least the size its parent had when it started it.
 COMMAND = Path(sys.executable).with_name("elastic-export")
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     if options.write:
         write(Path(options.write[1]), options.write[0], options.depth)
         return
-    rows = [row("-", "start", 0, *measured(sys.executable, "-c", "import elastic_export.pipeline"))]
+    rows = [row("-", "start", 0, *measured(sys.executable, "-c", "import torch"))]
     for kind in ("state-dict", "records", "legacy", "safetensors", "with-optimizer"):
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / f"net{'.safetensors' if kind == 'safetensors' else '.pth'}"

@@ -115,8 +115,8 @@ def _fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         shapes = {tuple(tensors[part].shape) for part in names if part in tensors}
         if len(shapes) != 1 or shapes == {()} or not all(part in tensors for part in names):
             raise UserError(
-                f"The queries, keys and values of {place[1]} do not belong together: one is missing "
-                "or has another shape.",
+                f"The queries, keys and values of {place[1]} do not belong together: one is "
+                "missing or has another shape.",
                 "Copy or download the file again; pruned networks are not read.",
             )
         joined[f"{place[1]}.attn.qkv.{place[2]}"] = torch.cat([tensors.pop(n) for n in names])

@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from elastic_export.artifacts.files import drafted
+from elastic_export.checkpoints.inert import printable
+from elastic_export.checkpoints.safe import load_tensors
 from elastic_export.config.base import Schema
 from elastic_export.elastic import Descendant, Supernet
 from elastic_export.elastic.fold import fold_batchnorm
@@ -32,6 +34,18 @@ __all__ = [
 
 _KEY = "elastic_export"
 _VERSION = 1
+_FIELDS: dict[str, dict[str, type]] = {
+    "supernet": {"family": str, "config": dict},
+    "descendant": {
+        "family": str,
+        "config": dict,
+        "genes": dict,
+        "spec_id": str,
+        "folded": bool,
+        "patterns": dict,
+    },
+}
+"""What the text of each kind of file holds."""
 
 
 def save_supernet(supernet: Supernet, path: Path) -> None:
@@ -116,19 +130,33 @@ def read_label(path: Path) -> dict[str, Any] | None:
         raise UserError(f"There is no file {path}.", "Check the path.") from error
     except Exception as error:  # safetensors raises its own type, and OSError for folders
         raise UserError(
-            f"{path} is not a complete safetensors file ({error}).",
+            f"{path} is not a complete safetensors file ({printable(str(error))}).",
             "Copy it again if it was cut off; a torch checkpoint is made one by extract.",
         ) from error
     if text is None:
         return None
-    label = json.loads(text)
+    try:
+        label = json.loads(text)
+    except (ValueError, RecursionError):
+        label = None
+    if not isinstance(label, dict):
+        raise _damaged(path)
     if label.get("version") != _VERSION:
         raise UserError(
-            f"{path} was written in version {label.get('version')} of the format; "
+            f"{path} was written in version {printable(str(label.get('version')))} of the format; "
             f"this tool reads version {_VERSION}.",
             "Update elastic-export.",
         )
-    return dict(label)
+    wanted = _FIELDS.get(str(label.get("kind")))
+    if wanted is None or any(type(label.get(name)) is not kind for name, kind in wanted.items()):
+        raise _damaged(path)
+    return label
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"What {path} says about itself is damaged.", "Write the file again, with build or extract."
+    )
 
 
 def _write(path: Path, state: dict[str, torch.Tensor], label: dict[str, Any]) -> None:
@@ -159,5 +187,4 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor
             "Run extract on a supernet or checkpoint to get a descendant; inspect tells what a "
             "file is.",
         )
-    with safe_open(path, framework="pt") as file:
-        return label, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return label, dict(load_tensors(path).content)

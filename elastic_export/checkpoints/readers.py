@@ -7,6 +7,25 @@ from elastic_export.checkpoints.reader import Reader, Source
 __all__ = ["readers", "register_reader", "who_claims"]
 
 _READERS: dict[str, Reader] = {}
+_ORDER = (
+    "alphanet",
+    "autoformer",
+    "elasticvit",
+    "elastoformer",
+    "sparsifyvit",
+    "svite",
+    "elsa",
+    "ofa",
+    "huggingface",
+    "torchvision",
+    "timm-model",
+    "timm",
+)
+"""Who is asked first: the most particular marks before names that others have too.
+
+Files of SparsifyViT's later revision order their layers as ELSA's do, and anything may look like
+timm's.
+"""
 
 
 def register_reader(reader: type[Reader]) -> type[Reader]:
@@ -16,23 +35,23 @@ def register_reader(reader: type[Reader]) -> type[Reader]:
 
 
 def readers() -> dict[str, Reader]:
-    """All readers by name, those that look for the most particular marks first."""
+    """All readers by name, in the order in which they are asked."""
     from elastic_export.checkpoints import (  # noqa: F401 - they register themselves
         alphanet,
         autoformer,
         elasticvit,
         elastoformer,
+        elsa,
+        huggingface,
+        ofa,
+        plain,
         sparsifyvit,
         svite,
-        elsa,
-        ofa,
-        huggingface,
-        torchvision,
         timm_models,
-        plain,
+        torchvision,
     )
 
-    return dict(_READERS)
+    return {name: _READERS[name] for name in _ORDER}
 
 
 def who_claims(source: Source) -> Reader | None:

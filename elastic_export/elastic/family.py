@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ class Family(Protocol):
 
     name: str
     Config: type[Schema]
+    bn_variance: Literal["unbiased", "biased"]
+    """Which variance of a batch the system averages into BatchNorm statistics."""
     marks: tuple[str, ...]
     """Names that every plain checkpoint of this family holds, and other families' do not."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 from torch import nn
@@ -32,6 +32,8 @@ class ImageConfig(Schema):
 
 class ImageFamily:
     """The parts of a family that follow from :class:`ImageConfig`."""
+
+    bn_variance: Literal["unbiased", "biased"] = "unbiased"
 
     def stored(self, config: Any) -> nn.Module:
         """The largest plain module."""

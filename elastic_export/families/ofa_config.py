@@ -17,7 +17,12 @@ from elastic_export.families.base import ImageConfig, Sizes, ascending
 __all__ = [
     "LARGEST_FACTOR",
     "Factor",
-    "Numbers", "OfaConfig", "bn_layout", "given_lists", "given_resolution"]
+    "Numbers",
+    "OfaConfig",
+    "bn_layout",
+    "given_lists",
+    "given_resolution",
+]
 
 LARGEST_FACTOR = 64
 """Bounds what a setting or a file may claim, before anything of that size is built."""

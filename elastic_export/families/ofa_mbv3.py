@@ -38,6 +38,7 @@ class OfaMbv3(ImageFamily):
     """The family ``ofa_mbv3``."""
 
     name = "ofa_mbv3"
+    bn_variance = "biased"
     Config = OfaMbv3Config
     marks = ("final_expand_layer.conv.weight", "feature_mix_layer.conv.weight")
 

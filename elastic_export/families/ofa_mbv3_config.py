@@ -14,7 +14,13 @@ from pydantic import Field, model_validator
 from elastic_export.config.base import Schema
 from elastic_export.families.base import Count, Sizes, ascending
 from elastic_export.families.mobile import Activation, make_divisible
-from elastic_export.families.ofa_config import Factor, Numbers, OfaConfig, given_lists, given_resolution
+from elastic_export.families.ofa_config import (
+    Factor,
+    Numbers,
+    OfaConfig,
+    given_lists,
+    given_resolution,
+)
 from elastic_export.space import Space, Spec
 
 __all__ = ["BASE_WIDTHS", "STAGES", "Mbv3Arch", "OfaMbv3Config", "arch_choices"]

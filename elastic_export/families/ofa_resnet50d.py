@@ -39,6 +39,7 @@ class OfaResNet50D(ImageFamily):
     """The family ``ofa_resnet50d``."""
 
     name = "ofa_resnet50d"
+    bn_variance = "biased"
     Config = OfaResNet50DConfig
     marks = ("input_stem.0.conv.conv.weight", "blocks.0.conv1.conv.conv.weight")
 

@@ -190,7 +190,7 @@ def _score(shop: Workshop, net: Supernet, spec: Spec) -> float:
     if not has_batchnorm(net.activate(spec).skeleton):
         return top1(lambda x: net.forward(spec, x), shop.data_of(spec).search)
     module = extract(net, spec).module
-    recalibrate(module, shop.recalibration_batches(spec))
+    recalibrate(module, shop.recalibration_batches(spec), variance=net.family.bn_variance)
     return top1(module, shop.data_of(spec).search)
 
 
@@ -209,8 +209,10 @@ def descend(
     def cut(folder: Path, work: Path) -> dict[str, Any]:
         assert supernet is not None
         assert named.spec is not None
-        one = extract(shop.supernet(supernet), named.spec)
-        change = recalibrate(one.module, shop.recalibration_batches(one.genes))
+        net = shop.supernet(supernet)
+        one = extract(net, named.spec)
+        batches = shop.recalibration_batches(one.genes)
+        change = recalibrate(one.module, batches, variance=net.family.bn_variance)
         save_descendant(one, folder / DESCENDANT)
         return {"name": named.name, "spec_id": one.spec_id, "recalibration_change": change}
 

@@ -81,7 +81,8 @@ def _recalibrated(one: Descendant, supernet: Supernet, data: DataConfig | None) 
     spec = supernet.spec(one.genes)
     train = dataset_for(supernet.family, supernet.config, spec, data).train
     images = train.head(min(len(train), _RECALIBRATION_IMAGES))
-    change = recalibrate(one.module, (x for x, _ in images.batches(min(64, len(images)))))
+    batches = (x for x, _ in images.batches(min(64, len(images))))
+    change = recalibrate(one.module, batches, variance=supernet.family.bn_variance)
     return (
         f"BatchNorm statistics were estimated on {len(images)} training images; the largest change "
         f"of a mean was {change:.2f} standard deviations."

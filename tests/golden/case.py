@@ -33,6 +33,7 @@ class Case:
         final_size: Resize the images bicubically first, as the transform's ``final_size`` does.
         masks: Parameter of the plain module to the key of its official mask (1 keep, 0 removed).
         transform: Turns the extracted module into the one whose logits are expected.
+        float64_tolerance: Relative; larger where the system itself computes in float32.
         only_float64: A reason why float32 logits are not compared, if there is one.
     """
 
@@ -53,6 +54,7 @@ class Case:
     final_size: int | None = None
     masks: Mapping[str, str] = field(default_factory=dict)
     transform: Callable[[nn.Module, Mapping[str, Tensor]], nn.Module] | None = None
+    float64_tolerance: float = 1e-8
     only_float64: str = ""
 
 

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from folders import cases, counted, folders, system_of
+from folders import KEPT, cases, counted, folders, system_of
 
 ERRORS: dict[str, dict[str, float]] = defaultdict(dict)
 """Fixture folder to check to largest relative error."""
@@ -35,8 +35,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         rows = []
         for folder in found:
             group = list(cases(folder))
-            # The whole table is for `--fixtures`; the daily suite takes the first and last.
-            group = [group[0], group[-1]] if few and len(group) > 2 else group
+            # The whole table is for `--fixtures`; the daily suite takes the first and last of the
+            # folders kept here, and one of each other.
+            if few and group:
+                group = [group[0], group[-1]] if folder.parent == KEPT else [group[-1]]
             rows += [(folder, case) for case in group]
         ids = [f"{folder.name}-{case.name}" for folder, case in rows]
         metafunc.parametrize(("folder", "case"), rows, ids=ids)

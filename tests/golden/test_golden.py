@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import torch
 from case import Case, Counted, read_fixture
-from folders import cases
+from folders import SHARED, cases, folders
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -91,6 +91,12 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
 
 
+def test_fixtures_that_are_kept_elsewhere() -> None:
+    if not SHARED.is_dir():
+        pytest.skip(f"no {SHARED}: the systems whose fixtures are large are not compared")
+    assert folders(None)
+
+
 def test_the_system_is_known(folder: Path) -> None:
     assert list(cases(folder)), "no case was made of this folder"
 
@@ -103,7 +109,7 @@ def test_parity(folder: Path, case: Case, dtype: torch.dtype, note_error: NoteEr
     if dtype == torch.float32 and case.only_float64:
         pytest.skip(case.only_float64)
     observed = read_fixture(folder)["observed_relative_difference_between_cpu_kernels"]["value"]
-    tolerance = max(1e-5, 20 * observed) if dtype == torch.float32 else 1e-8
+    tolerance = max(1e-5, 20 * observed) if dtype == torch.float32 else case.float64_tolerance
     with torch.no_grad():
         logits = network(folder, case, dtype)(images(folder, case, dtype))
     error = relative(logits, expected(folder, key))
@@ -159,7 +165,9 @@ def test_onnx_and_engine(
     with torch.no_grad():
         error = relative(logits, module(x))
     note_error(folder, "ONNX", error)
-    assert error <= 1e-4
+    # Twice what two of torch's own kernels differ by, where that is more.
+    observed = read_fixture(folder)["observed_relative_difference_between_cpu_kernels"]["value"]
+    assert error <= max(1e-4, 2 * observed)
     if tensorrt_rtx.available() is None:
         pytest.skip("ONNX holds; tensorrt-rtx is not installed (extra rtx), so no engine was built")
     report = tensorrt_rtx.build(path, tmp_path / "net.engine", sm=86)

@@ -32,6 +32,9 @@ def cases(folder: Path, fixture: dict[str, Any]) -> Iterator[Case]:
             logits=f"{name}.logits",
             official={"params": arch["params_official"], "flops": arch["flops_official"]},
             params=arch["params_official"],
+            # The system computes its GELU in float32 whatever the precision, and that rounding
+            # differs by 1e-7 between the kernels of two processors.
+            float64_tolerance=1e-6,
         )
 
 

@@ -48,8 +48,16 @@ class Forge:
         path.write_bytes(text[:end] + pickled + keys + values)
         return path
 
-    def tensor(self, numel: int = 16, key: str = "0", offset: object = 0, shape: object = (4, 4),
-               stride: object = (4, 1), maker: str = "_rebuild_tensor_v2", view: bytes = b"") -> bytes:  # fmt: skip
+    def tensor(
+        self,
+        numel: int = 16,
+        key: str = "0",
+        offset: object = 0,
+        shape: object = (4, 4),
+        stride: object = (4, 1),
+        maker: str = "_rebuild_tensor_v2",
+        view: bytes = b"",
+    ) -> bytes:
         """The pickle of a tensor, without the first and the last instruction."""
 
         def plain(value: object) -> bytes:

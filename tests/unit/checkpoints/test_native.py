@@ -101,3 +101,47 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:end])
         with pytest.raises(UserError, match="not a complete safetensors file"):
             load_descendant(path)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"version": 1}',
+        '{"version": 1, "kind": "x"}',
+        '{"version": 1, "kind": ["supernet"]}',
+        '{"version": 1, "kind": "supernet", "family": 3, "config": {}}',
+        '{"version": 1, "kind": "supernet", "family": "vit"}',
+        '{"version": 1, "kind": "descendant", "family": "vit", "config": {}, "genes": {}}',
+    ],
+)
+def test_a_file_that_misdescribes_itself(tmp_path: Path, label: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"elastic_export": label})
+    for load in (load_supernet, load_descendant):
+        with pytest.raises(UserError, match="says about itself is damaged"):
+            load(path)
+
+
+def test_names_of_damaged_files_are_fit_to_print(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    header = b'{"a\\u001b[2J":{"dtype":"F32","shape":[4],"data_offsets":[0,9]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(9))
+    with pytest.raises(UserError) as told:
+        load_supernet(path)
+    assert told.value.what.isprintable()
+
+
+def test_tensors_in_shared_memory_are_written_each(tmp_path: Path) -> None:
+    """As they come out of files whose tensors are parts of one storage."""
+    net = make("vit")
+    one = extract(net, net.space.max(), copy=False)
+    state = dict(one.module.named_parameters())
+    state["blocks.0.norm1.weight"].data = state["blocks.0.norm2.weight"].data
+    before = {name: tensor.clone() for name, tensor in one.module.state_dict().items()}
+    save_descendant(one, tmp_path / "d.safetensors")
+    again = load_descendant(tmp_path / "d.safetensors").module.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
+    assert again["blocks.0.norm1.weight"].data_ptr() != again["blocks.0.norm2.weight"].data_ptr()

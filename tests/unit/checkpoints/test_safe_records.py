@@ -191,6 +191,7 @@ def test_tensors_are_those_that_were_saved(tmp_path: Path, kind: str) -> None:
         assert not tensor.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_of_other_kinds_are_named(tmp_path: Path, kind: str) -> None:
     quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)

@@ -82,9 +82,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(
-        UserError, match=r"not fetch the weights of test_vit: no route"
-    ):
+    with pytest.raises(UserError, match=r"not fetch the weights of test_vit: no route"):
         import_supernet(Path("timm:test_vit?pretrained"), config={})
 
 

@@ -127,9 +127,7 @@ def test_what_is_not_in_the_file_must_be_given(path: Path) -> None:
     small = vgg.VGG(vgg.make_layers([4, "M", 512, "M"]), num_classes=5)
     small.classifier = nn.Sequential(nn.Linear(512 * 49, 5))
     torch.save(small.state_dict(), path)
-    with pytest.raises(
-        UserError, match=r"2 poolings if .* such as \[4, M, 512, M\]"
-    ):
+    with pytest.raises(UserError, match=r"2 poolings if .* such as \[4, M, 512, M\]"):
         import_supernet(path, config={})
     found = import_supernet(path, config={"cfg": [4, "M", 512, "M"], "image_size": 28})
     assert found.supernet.family.name == "vgg"

@@ -44,9 +44,7 @@ def test_biased_batches_count_by_their_images() -> None:
         net[1].running_mean, (6 * seen[0].mean(1) + 2 * seen[1].mean(1)) / 8, atol=1e-6
     )
     variances = [x.var(1, correction=0) for x in seen]
-    assert torch.allclose(
-        net[1].running_var, (6 * variances[0] + 2 * variances[1]) / 8, atol=1e-6
-    )
+    assert torch.allclose(net[1].running_var, (6 * variances[0] + 2 * variances[1]) / 8, atol=1e-6)
 
 
 def test_hooks_and_momenta_are_as_before() -> None:

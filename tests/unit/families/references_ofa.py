@@ -33,9 +33,7 @@ def _norm(state: State, name: str, x: Tensor, eps: float) -> Tensor:
     return (x - mean) / (var + eps).sqrt() * weight + bias
 
 
-def _conv(
-    state: State, name: str, x: Tensor, out: int, stride: int = 1, side: int = 1
-) -> Tensor:
+def _conv(state: State, name: str, x: Tensor, out: int, stride: int = 1, side: int = 1) -> Tensor:
     weight = state[f"{name}.weight"][:out, : x.shape[1]]
     return F.conv2d(x, weight, stride=stride, padding=side // 2)
 
