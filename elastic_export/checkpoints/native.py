@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from elastic_export.artifacts.files import drafted
-from elastic_export.checkpoints.inert import printable
+from elastic_export.checkpoints.pickles.inert import printable
 from elastic_export.checkpoints.safe import load_tensors
 from elastic_export.config.base import Schema
 from elastic_export.elastic import Descendant, Supernet

@@ -19,17 +19,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from elastic_export.checkpoints.archive import check_sum, read_directory
-from elastic_export.checkpoints.content import check_content
-from elastic_export.checkpoints.inert import (
+from elastic_export.checkpoints.pickles.archive import check_sum, read_directory
+from elastic_export.checkpoints.pickles.content import check_content
+from elastic_export.checkpoints.pickles.inert import (
     SAVE_STATE_DICT,
     Budget,
     Opaque,
     UnreadableError,
     printable,
 )
-from elastic_export.checkpoints.storages import LegacyStorages, MappedStorages
-from elastic_export.checkpoints.unpickle import Machine
+from elastic_export.checkpoints.pickles.storages import LegacyStorages, MappedStorages
+from elastic_export.checkpoints.pickles.unpickle import Machine
 from elastic_export.errors import UserError
 
 __all__ = ["LoadedCheckpoint", "StateDict", "load_tensors", "state_dict_of"]

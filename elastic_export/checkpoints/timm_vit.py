@@ -10,8 +10,8 @@ from torch import Tensor
 
 from elastic_export.errors import UserError
 from elastic_export.families.registry import family_config, get_family
-from elastic_export.families.vit_config import VitConfig
-from elastic_export.families.vit_names import settings_from_shapes
+from elastic_export.families.vit.config import VitConfig
+from elastic_export.families.vit.names import settings_from_shapes
 
 __all__ = [
     "TRAINING",

@@ -22,7 +22,7 @@ from elastic_export.families.base import ImageFamily
 from elastic_export.families.convnext_config import LINEARS, ConvNextConfig, ConvNextStage, hidden
 from elastic_export.families.convnext_module import PlainConvNext
 from elastic_export.families.registry import register
-from elastic_export.families.vit_config import ROUNDING
+from elastic_export.families.vit.config import ROUNDING
 from elastic_export.space import Axis, Costs, Space, Spec, density, hardware_density
 
 __all__ = ["ConvNext", "ConvNextConfig", "ConvNextStage", "PlainConvNext"]

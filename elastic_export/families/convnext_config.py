@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from elastic_export.config.base import Schema
 from elastic_export.families.base import Count, ImageConfig, Ratios, Sizes, ascending
 from elastic_export.families.patterns import Patterns, check_patterns_of
-from elastic_export.families.vit_config import ROUNDING
+from elastic_export.families.vit.config import ROUNDING
 
 __all__ = ["LINEARS", "ConvNextConfig", "ConvNextStage", "hidden"]
 
@@ -36,7 +36,7 @@ class ConvNextConfig(ImageConfig):
     """Sizes and choices of one ConvNeXt supernet; a single choice makes a fixed part.
 
     ``grn`` is the global response norm of ConvNeXt V2, which has no ``layer_scale``. ``nm`` and
-    ``nm_of`` are those of :class:`~elastic_export.families.vit_config.VitConfig`, for
+    ``nm_of`` are those of :class:`~elastic_export.families.vit.config.VitConfig`, for
     ``stages.1.blocks.0.mlp.fc1`` and the like. ``head_norm_eps`` defaults to ``norm_eps``.
     """
 

@@ -10,8 +10,8 @@ from case import Case
 
 # The official sums are float32: up to here they are exact, beyond only `official` repeats them.
 EXACT = 1 << 24
-# The official extraction multiplies kernels in float32, in an order that depends on its machine. Its
-# float64 logits are of those kernels: some 1e-6 from those of exact ones.
+# The official extraction multiplies kernels in float32, in an order that depends on its machine.
+# Its float64 logits are of those kernels: some 1e-6 from those of exact ones.
 ROUNDED = 1e-5
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from elastic_export.families.alphanet_config import AlphaNetConfig, inner_width
-from elastic_export.families.alphanet_module import EXPANSION
+from elastic_export.families.alphanet.config import AlphaNetConfig, inner_width
+from elastic_export.families.alphanet.module import EXPANSION
 
 __all__ = ["alphanet_mflops", "alphanet_params"]
 

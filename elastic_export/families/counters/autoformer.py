@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from elastic_export.families.autoformer_config import AutoFormerConfig
+from elastic_export.families.autoformer.config import AutoFormerConfig
 
 __all__ = ["autoformer_flops", "autoformer_params"]
 

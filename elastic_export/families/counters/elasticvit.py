@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from elastic_export.families.elasticvit_config import (
+from elastic_export.families.elasticvit.config import (
     REDUCTION_RATIO,
     ConvStage,
     ElasticVitConfig,

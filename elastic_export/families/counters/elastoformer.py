@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from elastic_export.families.nested_config import NestedConfig
-from elastic_export.families.nested_network import Level
-from elastic_export.families.nested_resnet import ResNetNetwork
-from elastic_export.families.nested_vgg import VggNetwork
-from elastic_export.families.nested_vit import VitNetwork
+from elastic_export.families.nested.config import NestedConfig
+from elastic_export.families.nested.network import Level
+from elastic_export.families.nested.resnet import ResNetNetwork
+from elastic_export.families.nested.vgg import VggNetwork
+from elastic_export.families.nested.vit import VitNetwork
 from elastic_export.space import Spec
 
 __all__ = ["torch_pruning_counts"]

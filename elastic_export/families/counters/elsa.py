@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from elastic_export.families.swin_config import SwinConfig
-from elastic_export.families.vit_config import LINEARS, VitConfig
+from elastic_export.families.swin.config import SwinConfig
+from elastic_export.families.vit.config import LINEARS, VitConfig
 from elastic_export.space import density
 from elastic_export.space.cost import reduction_block
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from elastic_export.families.ofa_costs import Leaf
+from elastic_export.families.ofa.costs import Leaf
 from elastic_export.space import Space, Spec
 
 __all__ = ["official_counts"]

@@ -17,7 +17,7 @@ from elastic_export.checkpoints import import_supernet
 from elastic_export.elastic import Supernet, extract
 from elastic_export.errors import UserError
 from elastic_export.families.alphanet import AlphaNet, AlphaNetConfig
-from elastic_export.families.alphanet_config import AlphaNetStage
+from elastic_export.families.alphanet.config import AlphaNetStage
 
 
 def _mb(**changes: Any) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from elastic_export.checkpoints import import_supernet
-from elastic_export.checkpoints.ofa_infer import simplest, width_mult_of
-from elastic_export.checkpoints.ofa_names import mbv3_name, resnet_name
+from elastic_export.checkpoints.ofa.infer import simplest, width_mult_of
+from elastic_export.checkpoints.ofa.names import mbv3_name, resnet_name
 from elastic_export.elastic import Supernet, extract
 from elastic_export.errors import UserError
 from elastic_export.families import get_family

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from elastic_export.checkpoints.archive import read_directory
+from elastic_export.checkpoints.pickles.archive import read_directory
 from elastic_export.checkpoints.safe import load_tensors
 
 _NOTHING = b"\x80\x02}."

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from elastic_export.checkpoints.inert import Opaque
+from elastic_export.checkpoints.pickles.inert import Opaque
 from elastic_export.checkpoints.safe import load_tensors
 from elastic_export.errors import UserError
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from elastic_export.checkpoints.inert import Opaque
+from elastic_export.checkpoints.pickles.inert import Opaque
 from elastic_export.checkpoints.safe import load_tensors, state_dict_of
 from elastic_export.errors import UserError
 

@@ -34,7 +34,9 @@ def _convnext() -> nn.Module:
 
 def _vgg(norm: bool) -> nn.Module:
     layers = [4, "M", 8, "M", 8, 12, "M", 16, "M", 16, 512, "M"]
-    net = vgg.VGG(vgg.make_layers(layers, batch_norm=norm), num_classes=5)
+    features = vgg.make_layers(layers, batch_norm=norm)
+    with torch.device("meta"):  # its 4096 wide layers are replaced
+        net = vgg.VGG(features, num_classes=5, init_weights=False)
     net.classifier[0], net.classifier[3] = nn.Linear(512 * 49, 8), nn.Linear(8, 6)
     net.classifier[6] = nn.Linear(6, 5)
     return net
@@ -124,7 +126,8 @@ def test_what_is_not_in_the_file_must_be_given(path: Path) -> None:
         import_supernet(path, config={})
     with pytest.raises(UserError, match="heads is 3, but the queries are 16 wide"):
         import_supernet(path, config={"heads": [3]})
-    small = vgg.VGG(vgg.make_layers([4, "M", 512, "M"]), num_classes=5)
+    small = _vgg(norm=False)
+    small.features = vgg.make_layers([4, "M", 512, "M"])
     small.classifier = nn.Sequential(nn.Linear(512 * 49, 5))
     torch.save(small.state_dict(), path)
     with pytest.raises(UserError, match=r"2 poolings if .* such as \[4, M, 512, M\]"):

@@ -22,7 +22,8 @@ def torchvision_vgg(config: VggConfig) -> nn.Module:
         for layer in features:
             if isinstance(layer, nn.Conv2d):
                 layer.bias = None
-    net = VGG(features, num_classes=config.num_classes)
+    with torch.device("meta"):  # its 4096 wide layers are replaced
+        net = VGG(features, num_classes=config.num_classes, init_weights=False)
     net.avgpool = nn.AdaptiveAvgPool2d(config.pool)
     layers: list[nn.Module] = []
     size = [width for width in cfg if width != "M"][-1] * config.pool**2

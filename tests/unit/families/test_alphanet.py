@@ -17,7 +17,7 @@ from elastic_export.elastic.fold import fold_batchnorm
 from elastic_export.errors import UserError
 from elastic_export.export import export_fp32
 from elastic_export.families.alphanet import AlphaNet, AlphaNetConfig
-from elastic_export.families.alphanet_config import AlphaNetStage, inner_width
+from elastic_export.families.alphanet.config import AlphaNetStage, inner_width
 from elastic_export.families.counters.alphanet import alphanet_mflops, alphanet_params
 from elastic_export.families.registry import family_config
 from elastic_export.space import Spec

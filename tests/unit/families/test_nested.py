@@ -14,7 +14,7 @@ from elastic_export.elastic import Supernet, extract
 from elastic_export.errors import UserError
 from elastic_export.export import export_fp32
 from elastic_export.families import get_family
-from elastic_export.families.nested_build import same_in_all_parts
+from elastic_export.families.nested.build import same_in_all_parts
 from elastic_export.families.registry import family_config
 
 VIT: dict[str, Any] = {

@@ -1,0 +1,5 @@
+"""Reader of ELSA: N:M supernets of DeiT and Swin."""
+
+from elastic_export.checkpoints.elsa.reader import ElsaReader
+
+__all__ = ["ElsaReader"]
