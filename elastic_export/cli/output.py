@@ -93,7 +93,8 @@ class Output:
         """Say what happened and what to do; with ``--json`` on stdout too."""
         self.close()
         # Rich is not used here: an error must survive a broken installation and a full disk.
-        sys.stderr.write(f"Error: {what}\n{fix}\n")
+        # Names in a file are somebody else's words: their control characters are written out.
+        sys.stderr.write(f"Error: {_printable(what)}\n{_printable(fix)}\n")
         if self.as_json:
             told = {"kind": kind, "what": what, "fix": fix, "exit_code": exit_code}
             with suppress(OSError):  # stdout itself may be what failed
@@ -108,6 +109,10 @@ class Output:
         if text:
             self._stream.write(text + "\n")
             self._stream.flush()
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 @contextmanager

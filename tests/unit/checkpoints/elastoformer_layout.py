@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elastic_export.checkpoints.reader import Imported
+from elastic_export.elastic import extract
+
 State = dict[str, Tensor]
 Kept = dict[str, list[int]]
 """Group to the channels of the full network that a level keeps."""
@@ -338,3 +341,15 @@ def _run_batchnorm(state: State, name: str, x: Tensor) -> Tensor:
 def double(state: State) -> State:
     """Floating-point tensors in float64."""
     return {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def differences(found: Imported, run: Callable[[int, Tensor], Tensor], size: int) -> list[float]:
+    """Of each level, the largest difference of logits relative to the largest, in float64."""
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(9)).double()
+    errors = []
+    for number in range(1, len(found.supernet.space.axes[0].choices) + 1):
+        module = extract(found.supernet, found.supernet.spec(f"level{number}")).module.double()
+        with torch.no_grad():
+            wanted = run(number, x)
+            errors.append(float((module(x) - wanted).abs().max() / wanted.abs().max()))
+    return errors

@@ -15,11 +15,10 @@ from torchvision.models.vgg import VGG, make_layers
 sys.path.insert(0, str(Path(__file__).parent))
 
 import elastoformer_layout as layout
-from elastoformer_layout import Architecture, Kept, State
+from elastoformer_layout import Architecture, Kept, State, differences
 
 from elastic_export.checkpoints import import_supernet
 from elastic_export.checkpoints.elastoformer import guessed_heads
-from elastic_export.checkpoints.reader import Imported
 from elastic_export.elastic import extract
 from elastic_export.elastic.fold import fold_batchnorm
 from elastic_export.errors import UserError
@@ -39,18 +38,6 @@ def write_vit(
     states, kept = layout.random_levels(arch, widths, parts, generator)
     layout.write(folder, arch, states, kept, old=old)
     return arch, states, kept
-
-
-def differences(found: Imported, run: Callable[[int, Tensor], Tensor], size: int) -> list[float]:
-    """Of each level, the largest difference of logits relative to the largest, in float64."""
-    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(9)).double()
-    errors = []
-    for number in range(1, len(found.supernet.space.axes[0].choices) + 1):
-        module = extract(found.supernet, found.supernet.spec(f"level{number}")).module.double()
-        with torch.no_grad():
-            wanted = run(number, x)
-            errors.append(float((module(x) - wanted).abs().max() / wanted.abs().max()))
-    return errors
 
 
 @pytest.mark.parametrize("heads", [6, [6, 6, 6], [3, 2, 6], [6, 3, 12], [4, 3, 8], [1, 1, 1]])
