@@ -38,10 +38,8 @@ def sha256_file(path: Path) -> str:
 def sha256_tree(folder: Path) -> str:
     """Return the SHA-256 over the relative paths and contents of all files below ``folder``.
 
-    Times, permissions and empty folders do not count; of a file it is that of its content.
+    Times, permissions and empty folders do not count.
     """
-    if folder.is_file():
-        return sha256_file(folder)
     files = sorted(
         (path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file()
     )

@@ -42,13 +42,10 @@ def readers() -> dict[str, Reader]:
         elasticvit,
         elastoformer,
         elsa,
-        huggingface,
         ofa,
         plain,
         sparsifyvit,
         svite,
-        timm_models,
-        torchvision,
     )
 
     return {name: _READERS[name] for name in _ORDER}

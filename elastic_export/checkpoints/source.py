@@ -8,19 +8,43 @@ from typing import Any
 
 from torch import Tensor
 
+from elastic_export.artifacts.digest import sha256_file, sha256_json, sha256_tree
 from elastic_export.checkpoints.native import load_supernet, read_label
+from elastic_export.checkpoints.plain.timm_models import (
+    TimmModelReader,
+    is_model_name,
+    model_identity,
+)
 from elastic_export.checkpoints.reader import Imported, Source
 from elastic_export.checkpoints.readers import readers, who_claims
-from elastic_export.checkpoints.timm_models import TimmModelReader, is_model_name
 from elastic_export.errors import UserError, did_you_mean
 from elastic_export.sparsity import measured_density
 
-__all__ = ["formats", "import_supernet"]
+__all__ = ["formats", "identity", "import_supernet"]
 
 
 def formats() -> tuple[str, ...]:
     """What ``--format`` takes."""
     return ("auto", "native", *readers())
+
+
+def identity(path: Path) -> str:
+    """What a store key says of a checkpoint: its content, and that of what is read beside it.
+
+    A file's configuration (``config.json``) and the other files of its experiment lie in the same
+    folder, so a change of any file there that a reader may look at counts.
+
+    Raises:
+        UserError: There is nothing at the path.
+    """
+    if is_model_name(path):
+        return model_identity(path)
+    if not path.exists():
+        raise UserError(f"There is no checkpoint {path}.", "Check the path.")
+    if path.is_dir():
+        return sha256_tree(path)
+    beside = [path.parent / "config.json", *sorted(path.parent.glob("*_Level_*.pth"))]
+    return sha256_json([sha256_file(file) for file in [path, *beside] if file.is_file()])
 
 
 def import_supernet(

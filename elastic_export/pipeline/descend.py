@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elastic_export.artifacts.digest import sha256_tree
 from elastic_export.artifacts.store import Artifact
 from elastic_export.checkpoints import import_supernet, save_descendant, save_supernet
+from elastic_export.checkpoints.source import identity
 from elastic_export.data.evaluate import top1
 from elastic_export.elastic import Descendant, Supernet, extract, has_batchnorm, recalibrate
 from elastic_export.elastic.fold import fold_batchnorm
@@ -58,7 +58,7 @@ def make_supernet(flow: Flow, shop: Workshop) -> Artifact | None:
         path = checkpoint_path(recipe)
         settings = model_settings(recipe)
         config: dict[str, Any] = {
-            "file": sha256_tree(path),
+            "file": identity(path),
             "family": model.family,
             "format": model.format,
             "config": settings,

@@ -54,7 +54,7 @@ def extract_one(
     if has_batchnorm(one.module):
         notes.append(_recalibrated(one, supernet, data))
     label = spec if isinstance(spec, str) else ("max" if spec is None else one.spec_id)
-    path = out / f"{checkpoint.name.split('.')[0]}-{label}.safetensors"
+    path = out / f"{_stem(checkpoint)}-{label}.safetensors"
     save_descendant(one, path)
     channels, size, _ = supernet.family.input_shape(supernet.config, wanted)
     official = found.official(wanted) if found.official is not None else {}
@@ -69,6 +69,12 @@ def extract_one(
         **({"official_cost": dict(official)} if official else {}),
         "notes": notes,
     }
+
+
+def _stem(checkpoint: Path) -> str:
+    """The checkpoint's name without its endings: ``deit`` for ``deit.pth.tar`` and ``timm:deit``."""
+    name = checkpoint.resolve().name if checkpoint.is_dir() else checkpoint.name
+    return name.removeprefix("timm:").partition(".")[0].partition("?")[0]
 
 
 def _recalibrated(one: Descendant, supernet: Supernet, data: DataConfig | None) -> str:

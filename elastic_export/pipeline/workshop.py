@@ -13,6 +13,7 @@ from torch import Tensor
 
 from elastic_export.artifacts.store import Artifact
 from elastic_export.checkpoints import load_descendant, load_supernet
+from elastic_export.checkpoints.plain.timm_models import is_model_name
 from elastic_export.config.base import Schema
 from elastic_export.config.reading import read_settings
 from elastic_export.config.recipe import Recipe
@@ -141,13 +142,13 @@ class Workshop:
 
 
 def checkpoint_path(recipe: Recipe) -> Path:
-    """The recipe's checkpoint as a path; a folder for the systems that write several files.
+    """The recipe's checkpoint: a file, a folder of a system that writes several, or ``timm:NAME``.
 
     Raises:
         UserError: There is no such file.
     """
     path = Path(recipe.model.checkpoint or "").expanduser()
-    if not path.exists():
+    if not is_model_name(path) and not path.exists():
         raise UserError(
             f"There is no checkpoint {path}.", "Correct model.checkpoint in the recipe."
         )

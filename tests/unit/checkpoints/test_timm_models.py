@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from plain_networks import same_in_onnx, same_logits, shaken
 
 from elastic_export.checkpoints import import_supernet
-from elastic_export.checkpoints.timm_models import is_model_name, model_identity
+from elastic_export.checkpoints.plain.timm_models import is_model_name, model_identity
 from elastic_export.errors import UserError
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import VGG, make_layers
 
 from elastic_export.families.convnext import ConvNextConfig
-from elastic_export.families.convnext_config import hidden
+from elastic_export.families.convnext.config import hidden
 from elastic_export.families.vgg import VggConfig
 from elastic_export.space import Spec
 

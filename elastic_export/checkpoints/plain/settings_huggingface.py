@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from elastic_export.checkpoints.names_plain import Named
+from elastic_export.checkpoints.plain.names import Named
 from elastic_export.checkpoints.reader import Source
 from elastic_export.errors import UserError
 

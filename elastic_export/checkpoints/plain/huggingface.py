@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 
-from elastic_export.checkpoints.folders import hub_config, load_hub
-from elastic_export.checkpoints.names_huggingface import RENAMED, kind_of
-from elastic_export.checkpoints.names_plain import Named, finish, no_classifier, tensor_names
+from elastic_export.checkpoints.plain.folders import hub_config, load_hub
+from elastic_export.checkpoints.plain.names import Named, finish, no_classifier, tensor_names
+from elastic_export.checkpoints.plain.names_huggingface import RENAMED, kind_of
+from elastic_export.checkpoints.plain.settings_huggingface import MODELS, settings_of_config
 from elastic_export.checkpoints.reader import Imported, Keys, Source
 from elastic_export.checkpoints.readers import register_reader
-from elastic_export.checkpoints.settings_huggingface import MODELS, settings_of_config
 from elastic_export.errors import UserError
 
 __all__ = ["HuggingFaceReader"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-from elastic_export.checkpoints.names_plain import (
+from elastic_export.checkpoints.plain.names import (
     Named,
     finish,
     no_classifier,
     stages_in,
     tensor_names,
 )
-from elastic_export.checkpoints.names_timm import from_timm, swin_indices
+from elastic_export.checkpoints.plain.names_timm import from_timm, swin_indices
 from elastic_export.checkpoints.reader import Imported, Keys, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import state_dict_of

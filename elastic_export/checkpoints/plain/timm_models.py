@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elastic_export.checkpoints.names_plain import Named, finish, supernet_of
-from elastic_export.checkpoints.names_timm import from_timm
+from elastic_export.checkpoints.plain.names import Named, finish, supernet_of
+from elastic_export.checkpoints.plain.names_timm import from_timm
 from elastic_export.checkpoints.reader import Imported, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import StateDict

@@ -19,8 +19,8 @@ from elastic_export.elastic.family import Dim, Layout
 from elastic_export.elastic.skeleton import on_meta
 from elastic_export.errors import UserError
 from elastic_export.families.base import ImageFamily
-from elastic_export.families.convnext_config import LINEARS, ConvNextConfig, ConvNextStage, hidden
-from elastic_export.families.convnext_module import PlainConvNext
+from elastic_export.families.convnext.config import LINEARS, ConvNextConfig, ConvNextStage, hidden
+from elastic_export.families.convnext.module import PlainConvNext
 from elastic_export.families.registry import register
 from elastic_export.families.vit.config import ROUNDING
 from elastic_export.space import Axis, Costs, Space, Spec, density, hardware_density

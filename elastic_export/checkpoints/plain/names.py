@@ -63,7 +63,7 @@ def finish(source: Source, found: StateDict, named: Named, reader: str) -> Impor
     notes = list(named.notes)
     arch = given.pop(ARCH, None)
     if arch is not None:
-        from elastic_export.checkpoints.timm_models import settings_of
+        from elastic_export.checkpoints.plain.timm_models import settings_of
 
         known = {**settings_of(str(arch), named), **known}
         notes.append(f"What the file does not hold is taken from timm's {arch}.")

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from elastic_export.families.convnext_config import ConvNextConfig
+from elastic_export.families.convnext.config import ConvNextConfig
 
 __all__ = ["PlainConvNext"]
 

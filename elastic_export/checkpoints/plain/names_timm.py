@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from elastic_export.checkpoints.names_plain import Named, no_classifier
+from elastic_export.checkpoints.plain.names import Named, no_classifier
 from elastic_export.checkpoints.reader import Keys, Source
 from elastic_export.errors import UserError
 from elastic_export.families import families

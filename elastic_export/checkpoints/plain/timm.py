@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from elastic_export.checkpoints.folders import hub_config, load_hub
-from elastic_export.checkpoints.names_plain import ARCH, finish
-from elastic_export.checkpoints.names_timm import from_timm
+from elastic_export.checkpoints.plain.folders import hub_config, load_hub
+from elastic_export.checkpoints.plain.names import ARCH, finish
+from elastic_export.checkpoints.plain.names_timm import from_timm
 from elastic_export.checkpoints.reader import Imported, Source
 from elastic_export.checkpoints.readers import register_reader
 

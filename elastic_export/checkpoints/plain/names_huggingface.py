@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from elastic_export.checkpoints.names_plain import stages_in
-from elastic_export.checkpoints.names_timm import swin_indices
+from elastic_export.checkpoints.plain.names import stages_in
+from elastic_export.checkpoints.plain.names_timm import swin_indices
 from elastic_export.checkpoints.reader import Keys
 from elastic_export.errors import UserError
 
