@@ -72,7 +72,7 @@ def extract_one(
 
 
 def _stem(checkpoint: Path) -> str:
-    """The checkpoint's name without its endings: ``deit`` for ``deit.pth.tar`` and ``timm:deit``."""
+    """The name without its endings: ``deit`` for ``deit.pth.tar`` and for ``timm:deit``."""
     name = checkpoint.resolve().name if checkpoint.is_dir() else checkpoint.name
     return name.removeprefix("timm:").partition(".")[0].partition("?")[0]
 

@@ -10,8 +10,9 @@ from typing import Any
 from elastic_export.checkpoints import import_supernet, load_descendant
 from elastic_export.checkpoints.native import read_label
 from elastic_export.checkpoints.reader import Imported, Source
-from elastic_export.checkpoints.readers import who_claims
+from elastic_export.checkpoints.readers import readers, who_claims
 from elastic_export.checkpoints.safe import load_tensors, state_dict_of
+from elastic_export.elastic.supernet import resolve_spec
 from elastic_export.engine.bundle import MANIFEST, load_bundle
 from elastic_export.errors import UserError
 from elastic_export.families import get_family
@@ -61,9 +62,11 @@ def inspect(
     try:
         found = import_supernet(path, family=family, format=format, config=config or {})
     except UserError as error:
-        if label is not None or not path.is_file():
+        if label is not None or not path.exists():
             raise
-        return _tensors(path, error)
+        told = _files(path) if path.is_dir() else _tensors(path)
+        told |= _claimed(Source(path, config or {}, family), format)
+        return told | {"unusable": {"what": error.what, "fix": error.fix}}
     return _supernet(found)
 
 
@@ -124,7 +127,18 @@ def _unknown_folder(path: Path) -> UserError:
     )
 
 
-def _tensors(path: Path, error: UserError) -> dict[str, Any]:
+def _claimed(source: Source, format: str) -> dict[str, str]:
+    """Name the system whose marks a checkpoint carries."""
+    reader = readers().get(format) or who_claims(source)
+    return {} if reader is None else {"system": reader.system, "format": reader.name}
+
+
+def _files(path: Path) -> dict[str, Any]:
+    names = sorted(file.name for file in path.iterdir() if file.is_file())
+    return {"kind": "checkpoint of several files", "files": names}
+
+
+def _tensors(path: Path) -> dict[str, Any]:
     loaded = load_tensors(path)
     told: dict[str, Any] = {"kind": "checkpoint", "written_as": loaded.format}
     try:
@@ -138,7 +152,7 @@ def _tensors(path: Path, error: UserError) -> dict[str, Any]:
         told["stored"] = list(found.collections)
         told["others"] = list(found.others)
         told["first"] = {n: list(t.shape) for n, t in list(found.tensors.items())[:5]}
-    return {**told, "unusable": {"what": error.what, "fix": error.fix}}
+    return told
 
 
 def _is_mapping(content: object) -> bool:
@@ -148,7 +162,8 @@ def _is_mapping(content: object) -> bool:
 def _descendant(path: Path) -> dict[str, Any]:
     one = load_descendant(path)
     family = get_family(one.family)
-    channels, size, _ = family.input_shape(family.Config.model_validate(one.config))
+    config = family.Config.model_validate(one.config)
+    channels, size, _ = family.input_shape(config, resolve_spec(family, config, one.genes))
     return {
         "kind": "descendant",
         "family": one.family,
