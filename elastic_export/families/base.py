@@ -12,6 +12,7 @@ from elastic_export.config.base import Schema
 from elastic_export.config.transform import Transform
 from elastic_export.elastic.family import Family, rules_from_layout
 from elastic_export.elastic.rules import Rule
+from elastic_export.errors import UserError
 from elastic_export.space import Spec
 
 __all__ = ["Count", "ImageConfig", "ImageFamily", "Ratios", "Sizes", "ascending"]
@@ -33,7 +34,10 @@ class ImageConfig(Schema):
 class ImageFamily:
     """The parts of a family that follow from :class:`ImageConfig`."""
 
+    name: str
     bn_variance: Literal["unbiased", "biased"] = "unbiased"
+    read_by: str = ""
+    """The format whose reader makes supernets of this family, where timm's names do not."""
 
     def stored(self, config: Any) -> nn.Module:
         """The largest plain module."""
@@ -72,6 +76,31 @@ class ImageFamily:
     def named_specs(self, config: ImageConfig) -> dict[str, Mapping[str, Any]]:
         """The specs the config names."""
         return dict(config.specs)
+
+    def patterns(self, config: Any, spec: Spec) -> dict[str, str]:
+        """What the genes ``LAYER.nm`` say, without dense ones; nothing where there are none."""
+        return {
+            f"{name.removesuffix('.nm')}.weight": str(value)
+            for name, value in spec.items()
+            if name.endswith(".nm") and value != "dense"
+        }
+
+    def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:
+        """Every convolution that is followed by a BatchNorm in the order of the modules."""
+        pairs, conv = [], ""
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                conv = name
+            elif isinstance(layer, nn.BatchNorm2d):
+                pairs.append((conv, name))
+        return pairs
+
+    def recognise(self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]) -> Any:
+        """Refuse: a family without timm's names has a reader of its own."""
+        raise UserError(
+            f"A network of family {self.name} is not read from timm's names.",
+            f"Leave the format out or set it to {self.read_by}, and give a file of that system.",
+        )
 
 
 def ascending(config: Schema, *names: str) -> None:

@@ -244,10 +244,6 @@ class ResNet(ImageFamily):
                 into = out
         return layout | {"fc.weight": (None, into), "fc.bias": (None,)}
 
-    def patterns(self, config: ResNetConfig, spec: Spec) -> dict[str, str]:
-        """None: sparsity is not an axis of this family."""
-        return {}
-
     def costs(self, config: ResNetConfig, space: Space, genes: np.ndarray) -> Costs:
         """Sum over blocks; every individual of the population at once."""
 

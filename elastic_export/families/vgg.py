@@ -173,10 +173,6 @@ class Vgg(ImageFamily):
         last = f"classifier.{3 * len(config.fc)}"
         return layout | {f"{last}.weight": (None, into), f"{last}.bias": (None,)}
 
-    def patterns(self, config: VggConfig, spec: Spec) -> dict[str, str]:
-        """None: sparsity is not an axis of this family."""
-        return {}
-
     def costs(self, config: VggConfig, space: Space, genes: np.ndarray) -> Costs:
         """Sum over layers; every individual of the population at once."""
         macs = params = np.zeros(len(genes), dtype=np.int64)

@@ -36,6 +36,7 @@ class AlphaNet(ImageFamily):
     """The family ``alphanet``."""
 
     name = "alphanet"
+    read_by = "alphanet"
     Config = AlphaNetConfig
     marks = (
         "blocks.0.mobile_inverted_conv.depth_conv.conv.conv.weight",
@@ -128,10 +129,6 @@ class AlphaNet(ImageFamily):
                 rules[name] = Prefix(name, tuple(tensor.shape))
         return rules
 
-    def patterns(self, config: AlphaNetConfig, spec: Spec) -> dict[str, str]:
-        """None: sparsity is not an axis of this family."""
-        return {}
-
     def costs(self, config: AlphaNetConfig, space: Space, genes: np.ndarray) -> Costs:
         """Sum over layers; every individual of the population at once."""
         return total(_leaves(config, space, genes), len(genes))
@@ -159,30 +156,11 @@ class AlphaNet(ImageFamily):
                 else:
                     tensor.zero_()
 
-    def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:
-        """Every convolution that has a BatchNorm behind it."""
-        pairs, before = [], ""
-        for name, layer in module.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                before = name
-            elif isinstance(layer, nn.BatchNorm2d):
-                pairs.append((before, name))
-        return pairs
-
     def named_specs(self, config: Any) -> dict[str, Mapping[str, Any]]:
         """The published networks that this space offers, and the config's."""
         space = self.space(config)
         known = published(self.name).items()
         return {name: genes for name, genes in known if _fits(config, space, genes)} | config.specs
-
-    def recognise(
-        self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]
-    ) -> AlphaNetConfig:
-        """Refuse: these files have names of their own and a reader of their own."""
-        raise UserError(
-            "An AttentiveNAS or AlphaNet checkpoint does not have timm's names.",
-            "Read it with --format alphanet.",
-        )
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

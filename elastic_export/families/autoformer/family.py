@@ -75,6 +75,7 @@ class AutoFormer(ImageFamily):
     """The family ``autoformer``."""
 
     name = "autoformer"
+    read_by = "autoformer"
     Config = AutoFormerConfig
     marks = ("blocks.0.attn_layer_norm.weight", "patch_embed_super.proj.weight")
 
@@ -149,10 +150,6 @@ class AutoFormer(ImageFamily):
                 rules[name] = Prefix(name, tuple(tensor.shape))
         return rules
 
-    def patterns(self, config: AutoFormerConfig, spec: Spec) -> dict[str, str]:
-        """None: sparsity is not an axis of this family."""
-        return {}
-
     def costs(self, config: AutoFormerConfig, space: Space, genes: np.ndarray) -> Costs:
         """Sum over blocks; every individual of the population at once."""
         grid, tokens = config.grid, config.tokens
@@ -200,22 +197,9 @@ class AutoFormer(ImageFamily):
                 else:
                     tensor.normal_(0.0, 0.02, generator=generator).clamp_(-0.04, 0.04)
 
-    def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:
-        """None: an AutoFormer has no BatchNorm."""
-        return []
-
     def named_specs(self, config: Any) -> dict[str, Mapping[str, Any]]:
         """The config's, and the published subnets of a supernet of these sizes and choices."""
         return {**published_specs(config), **config.specs}
-
-    def recognise(
-        self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]
-    ) -> AutoFormerConfig:
-        """Refuse: these files have names of their own and a reader of their own."""
-        raise UserError(
-            "An AutoFormer checkpoint does not have timm's names.",
-            "Read it with --format autoformer.",
-        )
 
 
 def published_specs(config: AutoFormerConfig) -> dict[str, Mapping[str, Any]]:

@@ -156,9 +156,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.attn_layer_norm(x))
-        hidden = self.fc1(self.ffn_layer_norm(x))
-        # In float32 whatever the precision, as the original does.
-        mixed = self.fc2(self.act(hidden.float()).type_as(hidden))
+        mixed = self.fc2(self.act(self.fc1(self.ffn_layer_norm(x))))
         return x + (mixed if self.factor == 1.0 else mixed * self.factor)
 
 

@@ -21,9 +21,10 @@ from elastic_export.errors import UserError
 from elastic_export.families.base import ImageFamily
 from elastic_export.families.convnext.config import LINEARS, ConvNextConfig, ConvNextStage, hidden
 from elastic_export.families.convnext.module import PlainConvNext
+from elastic_export.families.patterns import MacSum
 from elastic_export.families.registry import register
 from elastic_export.families.vit.config import ROUNDING
-from elastic_export.space import Axis, Costs, Space, Spec, density, hardware_density
+from elastic_export.space import Axis, Costs, Space, Spec
 
 __all__ = ["ConvNext", "ConvNextConfig", "ConvNextStage", "PlainConvNext"]
 
@@ -102,14 +103,6 @@ class ConvNext(ImageFamily):
         weights("head.fc", None, into)
         return layout
 
-    def patterns(self, config: ConvNextConfig, spec: Spec) -> dict[str, str]:
-        """Patterns of the pointwise layers that are not dense."""
-        return {
-            f"{name.removesuffix('.nm')}.weight": str(value)
-            for name, value in spec.items()
-            if name.endswith(".nm") and value != "dense"
-        }
-
     def costs(self, config: ConvNextConfig, space: Space, genes: np.ndarray) -> Costs:
         """Sum over blocks; every individual of the population at once."""
 
@@ -119,24 +112,23 @@ class ConvNext(ImageFamily):
         into = values("stages.0.width", np.int64)
         pixels = config.in_chans * config.patch_size**2
         fixed = config.sides[0] ** 2 * pixels * into
-        kinds = [fixed.copy(), fixed.astype(np.float64), fixed.astype(np.float64)]
+        macs = MacSum(space, genes)
+        macs.add(fixed)
         params = into * (pixels + 1 + 2)
         for s, (stage, side) in enumerate(zip(config.stages, config.sides, strict=True)):
             width = values(f"stages.{s}.width", np.int64)
             depth = values(f"stages.{s}.depth", np.int64)
             if s:
-                for kind in range(3):
-                    kinds[kind] = kinds[kind] + side**2 * 4 * into * width
+                macs.add(side**2 * 4 * into * width)
                 params = params + 2 * into + 4 * into * width + width
             for b in range(max(stage.depth)):
                 live = (depth > b).astype(np.int64)
                 block = f"stages.{s}.blocks.{b}"
                 inner = (width * values(f"{block}.mlp_ratio", np.float64) + ROUNDING).astype(int)
                 taps = config.kernel_size**2 * width
-                kinds[0] = kinds[0] + live * side**2 * (taps + 2 * width * inner)
-                for kind, share in ((1, density), (2, hardware_density)):
-                    kept = self._kept(config, space, genes, block, share)
-                    kinds[kind] = kinds[kind] + live * side**2 * (taps + kept * width * inner)
+                macs.add(live * side**2 * taps)
+                for name in LINEARS:
+                    macs.add_layer(f"{block}.{name}", live * side**2 * width * inner)
                 params = params + live * (
                     taps
                     + width * (4 + config.layer_scale)
@@ -144,27 +136,9 @@ class ConvNext(ImageFamily):
                     + inner * (1 + 2 * config.grn)
                 )
             into = width
-        for kind in range(3):
-            kinds[kind] = kinds[kind] + into * config.num_classes
+        macs.add(into * config.num_classes)
         params = params + 2 * into + (into + 1) * config.num_classes
-        return Costs(
-            kinds[0], kinds[1].round().astype(np.int64), kinds[2].round().astype(np.int64), params
-        )
-
-    @staticmethod
-    def _kept(
-        config: ConvNextConfig, space: Space, genes: np.ndarray, block: str, share: Any
-    ) -> np.ndarray:
-        """Kept shares of a block's two pointwise layers, added: 2.0 where both are dense."""
-        kept = np.zeros(len(genes))
-        for name in LINEARS:
-            axis = f"{block}.{name}.nm"
-            if axis in space.index:
-                shares = [share(p) for p in config.patterns_of(f"{block}.{name}")]
-                kept += np.array(shares)[genes[:, space.index[axis]]]
-            else:
-                kept += share(config.patterns_of(f"{block}.{name}")[0])
-        return kept
+        return macs.costs(params)
 
     def initialise(
         self, config: ConvNextConfig, module: nn.Module, generator: torch.Generator
@@ -179,10 +153,6 @@ class ConvNext(ImageFamily):
                 else:
                     ones = name.endswith(".weight") and not name.endswith("grn.weight")
                     tensor.fill_(1.0 if ones else 0.0)
-
-    def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:
-        """None: a ConvNeXt has no BatchNorm."""
-        return []
 
     def recognise(
         self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class ElasticVit(ImageFamily):
     """The family ``elasticvit``."""
 
     name = "elasticvit"
+    read_by = "elasticvit"
     Config = ElasticVitConfig
     marks = ("feature_exactor.0.layers.0.0.dw_conv.weight", "classifer.weight")
 
@@ -106,10 +107,6 @@ class ElasticVit(ImageFamily):
             groups[name] = tuple(dims)
         return groups
 
-    def patterns(self, config: ElasticVitConfig, spec: Spec) -> dict[str, str]:
-        """None: sparsity is not an axis of this family."""
-        return {}
-
     def costs(self, config: ElasticVitConfig, space: Space, genes: np.ndarray) -> Costs:
         """See :func:`costs_of`."""
         return costs_of(config, space, genes)
@@ -153,15 +150,6 @@ class ElasticVit(ImageFamily):
                 }.get(leaf, leaf.replace("_bn", "_conv"))
                 pairs.append((f"{head}.{before}" if head else before, name))
         return pairs
-
-    def recognise(
-        self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]
-    ) -> NoReturn:
-        """Refuse: no network with timm's names is of this family."""
-        raise UserError(
-            "ElasticViT has no checkpoints with timm's names.",
-            "Leave the format out or set it to elasticvit, and give a file of the system.",
-        )
 
 
 def _fitting(config: ElasticVitConfig, arch: Any) -> Mapping[str, Any] | None:

@@ -18,7 +18,6 @@ from torch import nn
 from elastic_export.elastic.family import Dim, Layout
 from elastic_export.elastic.rules import GroupPrefix, Index, Prefix, Rule
 from elastic_export.elastic.skeleton import on_meta
-from elastic_export.errors import UserError
 from elastic_export.families.base import ImageConfig, ImageFamily
 from elastic_export.families.nested.config import NestedConfig
 from elastic_export.families.registry import register
@@ -37,6 +36,7 @@ class Nested(ImageFamily):
     """The family ``nested``."""
 
     name = "nested"
+    read_by = "elastoformer"
     Config = NestedConfig
     # No plain file is recognized: the order of channels and the head counts are not in the names.
     marks = (override_name(1, "*"),)
@@ -93,10 +93,6 @@ class Nested(ImageFamily):
                 rules[name] = Prefix(name, shape)
         return rules
 
-    def patterns(self, config: NestedConfig, spec: Spec) -> dict[str, str]:
-        """None: sparsity is not an axis of this family."""
-        return {}
-
     def costs(self, config: NestedConfig, space: Space, genes: np.ndarray) -> Costs:
         """Those of each level, looked up for every individual."""
         table = np.array(
@@ -150,16 +146,6 @@ class Nested(ImageFamily):
             if isinstance(layer, nn.Conv2d)
             and isinstance(modules.get(norm := _norm_of(name)), nn.BatchNorm2d)
         ]
-
-    def recognise(
-        self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]
-    ) -> NestedConfig:
-        """Refuse: a plain file does not tell its levels."""
-        raise UserError(
-            "A plain checkpoint does not tell which nested levels it holds.",
-            "Set the format to elastoformer and give the folder with the levels and their pruning "
-            "metadata.",
-        )
 
     def _plain(self, config: NestedConfig, number: int) -> nn.Module:
         with on_meta():

@@ -19,7 +19,6 @@ from elastic_export.elastic.family import Dim, Layout
 from elastic_export.elastic.rules import CentreCrop, Rule
 from elastic_export.elastic.rules_kernels import KernelMap
 from elastic_export.elastic.skeleton import on_meta
-from elastic_export.errors import UserError
 from elastic_export.families.base import ImageFamily
 from elastic_export.families.ofa.config import bn_layout
 from elastic_export.families.ofa.costs import Leaf, conv, conv_norm, half, linear, total
@@ -38,6 +37,7 @@ class OfaMbv3(ImageFamily):
     """The family ``ofa_mbv3``."""
 
     name = "ofa_mbv3"
+    read_by = "ofa"
     bn_variance = "biased"
     Config = OfaMbv3Config
     marks = ("final_expand_layer.conv.weight", "feature_mix_layer.conv.weight")
@@ -143,10 +143,6 @@ class OfaMbv3(ImageFamily):
             "classifier.bias": (None,),
         }
 
-    def patterns(self, config: OfaMbv3Config, spec: Spec) -> dict[str, str]:
-        """None: sparsity is not an axis of this family."""
-        return {}
-
     def costs(self, config: OfaMbv3Config, space: Space, genes: np.ndarray) -> Costs:
         """Sum over layers."""
         return total(self.leaves(config, space, genes), len(genes))
@@ -197,29 +193,6 @@ class OfaMbv3(ImageFamily):
                     tensor.fill_(1.0)
                 else:
                     tensor.zero_()
-
-    def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:
-        """Every convolution with the BatchNorm behind it."""
-        pairs, conv = [], ""
-        for name, layer in module.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                conv = name
-            elif isinstance(layer, nn.BatchNorm2d):
-                pairs.append((conv, name))
-        return pairs
-
-    def recognise(
-        self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]
-    ) -> OfaMbv3Config:
-        """Refuse: its files are read by a reader of their own.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(
-            "A Once-for-all network is not read from plain timm names.",
-            "Use --format ofa, or give the folder with net.config of a specialized network.",
-        )
 
 
 def _blocks(config: OfaMbv3Config) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,6 @@ from torch import nn
 
 from elastic_export.elastic.family import Dim, Layout
 from elastic_export.elastic.skeleton import on_meta
-from elastic_export.errors import UserError
 from elastic_export.families.base import ImageFamily
 from elastic_export.families.ofa.config import bn_layout
 from elastic_export.families.ofa.costs import Leaf, conv_norm, half, linear, total
@@ -39,6 +38,7 @@ class OfaResNet50D(ImageFamily):
     """The family ``ofa_resnet50d``."""
 
     name = "ofa_resnet50d"
+    read_by = "ofa"
     bn_variance = "biased"
     Config = OfaResNet50DConfig
     marks = ("input_stem.0.conv.conv.weight", "blocks.0.conv1.conv.conv.weight")
@@ -92,10 +92,6 @@ class OfaResNet50D(ImageFamily):
             into = out
         return layout | {"fc.weight": (None, into), "fc.bias": (None,)}
 
-    def patterns(self, config: OfaResNet50DConfig, spec: Spec) -> dict[str, str]:
-        """None: sparsity is not an axis of this family."""
-        return {}
-
     def costs(self, config: OfaResNet50DConfig, space: Space, genes: np.ndarray) -> Costs:
         """Sum over layers."""
         return total(self.leaves(config, space, genes), len(genes))
@@ -148,29 +144,6 @@ class OfaResNet50D(ImageFamily):
                     tensor.fill_(0.0 if name in bare else 1.0)
                 else:
                     tensor.zero_()
-
-    def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:
-        """Every convolution with the BatchNorm behind it."""
-        pairs, conv = [], ""
-        for name, layer in module.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                conv = name
-            elif isinstance(layer, nn.BatchNorm2d):
-                pairs.append((conv, name))
-        return pairs
-
-    def recognise(
-        self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]
-    ) -> OfaResNet50DConfig:
-        """Refuse: its files are read by a reader of their own.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(
-            "A Once-for-all network is not read from plain timm names.",
-            "Use --format ofa, or give the folder with net.config of a specialized network.",
-        )
 
 
 def _blocks(config: OfaResNet50DConfig) -> Iterator[tuple[int, int]]:

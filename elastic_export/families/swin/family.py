@@ -20,11 +20,12 @@ from elastic_export.elastic.rules_tables import TableGather
 from elastic_export.elastic.rules_windows import ConstantLike, shifted_window_mask
 from elastic_export.elastic.skeleton import on_meta
 from elastic_export.families.base import ImageFamily
+from elastic_export.families.patterns import MacSum
 from elastic_export.families.registry import family_config, register
 from elastic_export.families.swin.config import LINEARS, ROUNDING, SwinConfig, SwinStage
 from elastic_export.families.swin.module import PlainSwin, StageSizes
 from elastic_export.families.swin.names import MARKS, settings_from_shapes
-from elastic_export.space import Axis, Costs, Space, Spec, density, hardware_density
+from elastic_export.space import Axis, Costs, Space, Spec
 
 __all__ = ["PlainSwin", "Swin", "SwinConfig", "SwinStage"]
 
@@ -121,14 +122,6 @@ class Swin(ImageFamily):
                 rules[name] = TableGather(f"{name}_table", window, window, heads)
         return rules
 
-    def patterns(self, config: SwinConfig, spec: Spec) -> dict[str, str]:
-        """Patterns of the blocks' linear layers that are not dense."""
-        return {
-            f"{name.removesuffix('.nm')}.weight": str(value)
-            for name, value in spec.items()
-            if name.endswith(".nm") and value != "dense"
-        }
-
     def costs(self, config: SwinConfig, space: Space, genes: np.ndarray) -> Costs:
         """Sum over stages and blocks; every individual of the population at once."""
         width = space.values(genes, "width").astype(np.int64)
@@ -141,7 +134,8 @@ class Swin(ImageFamily):
             wide = width << s
             fixed += config.side(s + 1) ** 2 * 8 * wide**2
             params += 8 * wide**2 + 8 * wide
-        kinds = [fixed.copy(), fixed.astype(np.float64), fixed.astype(np.float64)]
+        macs = MacSum(space, genes)
+        macs.add(fixed)
         for s, b in config.places():
             block, wide, places = f"layers.{s}.blocks.{b}", width << s, config.side(s) ** 2
             window = config.window_of(s) ** 2
@@ -151,22 +145,12 @@ class Swin(ImageFamily):
             ratio = space.values(genes, f"{block}.mlp_ratio").astype(np.float64)
             hidden = (wide * ratio + ROUNDING).astype(np.int64)
             weights = (3 * inner * wide, inner * wide, hidden * wide, hidden * wide)
-            products = 2 * places * window * inner
-            kinds[0] += live * (places * sum(weights) + products)
-            for kind, share in ((1, density), (2, hardware_density)):
-                kinds[kind] += live * products
-                for name, count in zip(LINEARS, weights, strict=True):
-                    axis = f"{block}.{name}.nm"
-                    kept: np.ndarray | float = 1.0
-                    if axis in space.index:
-                        patterns = config.patterns_of(f"{block}.{name}")
-                        kept = np.array([share(p) for p in patterns])[genes[:, space.index[axis]]]
-                    kinds[kind] += live * places * count * kept
+            macs.add(live * 2 * places * window * inner)
+            for name, count in zip(LINEARS, weights, strict=True):
+                macs.add_layer(f"{block}.{name}", live * places * count)
             biases = 3 * inner * config.qkv_bias + wide + hidden + wide
             params += live * (sum(weights) + biases + 4 * wide + heads * window**2)
-        return Costs(
-            kinds[0], kinds[1].round().astype(np.int64), kinds[2].round().astype(np.int64), params
-        )
+        return macs.costs(params)
 
     def initialise(self, config: SwinConfig, module: nn.Module, generator: torch.Generator) -> None:
         """Clipped normal weights, zero biases; see ``init_std`` and ``pos_std``."""
@@ -183,10 +167,6 @@ class Swin(ImageFamily):
                     positions = name.endswith(("bias_table", "pos_embed"))
                     std = config.pos_std if positions else config.init_std
                     tensor.normal_(0.0, std, generator=generator).clamp_(-2 * std, 2 * std)
-
-    def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:
-        """None: a Swin Transformer has no BatchNorm."""
-        return []
 
     def recognise(
         self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]

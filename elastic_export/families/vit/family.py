@@ -21,11 +21,12 @@ from elastic_export.elastic.rules import Rule
 from elastic_export.elastic.rules_bias import DeadHeads
 from elastic_export.elastic.skeleton import on_meta
 from elastic_export.families.base import ImageFamily
+from elastic_export.families.patterns import MacSum
 from elastic_export.families.registry import family_config, register
 from elastic_export.families.vit.config import LINEARS, ROUNDING, VitConfig
 from elastic_export.families.vit.module import PlainVit
 from elastic_export.families.vit.names import MARKS, settings_from_shapes
-from elastic_export.space import Axis, Costs, Space, Spec, density, hardware_density
+from elastic_export.space import Axis, Costs, Space, Spec
 
 __all__ = ["PlainVit", "Vit", "VitConfig"]
 
@@ -112,14 +113,6 @@ class Vit(ImageFamily):
                     )
         return rules
 
-    def patterns(self, config: VitConfig, spec: Spec) -> dict[str, str]:
-        """Patterns of the blocks' linear layers that are not dense."""
-        return {
-            f"{name.removesuffix('.nm')}.weight": str(value)
-            for name, value in spec.items()
-            if name.endswith(".nm") and value != "dense"
-        }
-
     def costs(self, config: VitConfig, space: Space, genes: np.ndarray) -> Costs:
         """Sum over blocks; every individual of the population at once."""
         tokens, head_dim = config.block_tokens, config.dim_of_head
@@ -130,7 +123,8 @@ class Vit(ImageFamily):
         pixels = config.in_chans * config.patch_size**2
         heads_out = (1 + config.distilled) * config.num_classes
         fixed = (patches * pixels + scored + heads_out) * width
-        kinds = [fixed.copy(), fixed.astype(np.float64), fixed.astype(np.float64)]
+        macs = MacSum(space, genes)
+        macs.add(fixed)
         extra = config.tokens + config.prefix_tokens + 2 + pixels + 1
         params = width * extra + (heads_out + bool(scored)) * (width + 1)
         for i in range(max(config.depth)):
@@ -139,23 +133,13 @@ class Vit(ImageFamily):
             ratio = space.values(genes, f"blocks.{i}.mlp_ratio").astype(np.float64)
             hidden = (width * ratio + ROUNDING).astype(np.int64)
             weights = (3 * inner * width, inner * width, hidden * width, hidden * width)
-            products = 2 * tokens * tokens * inner
-            kinds[0] += live * (tokens * sum(weights) + products)
-            for kind, share in ((1, density), (2, hardware_density)):
-                kinds[kind] += live * products
-                for name, count in zip(LINEARS, weights, strict=True):
-                    axis = f"blocks.{i}.{name}.nm"
-                    kept: np.ndarray | float = 1.0
-                    if axis in space.index:
-                        patterns = config.patterns_of(f"blocks.{i}.{name}")
-                        kept = np.array([share(p) for p in patterns])[genes[:, space.index[axis]]]
-                    kinds[kind] += live * tokens * count * kept
+            macs.add(live * 2 * tokens * tokens * inner)
+            for name, count in zip(LINEARS, weights, strict=True):
+                macs.add_layer(f"blocks.{i}.{name}", live * tokens * count)
             biases = 3 * inner * config.qkv_bias + width + hidden + width
             norms = width * (4 + 2 * config.layer_scale)
             params += live * (sum(weights) + biases + norms)
-        return Costs(
-            kinds[0], kinds[1].round().astype(np.int64), kinds[2].round().astype(np.int64), params
-        )
+        return macs.costs(params)
 
     def initialise(self, config: VitConfig, module: nn.Module, generator: torch.Generator) -> None:
         """Clipped normal weights, zero biases; see ``init_std`` and ``pos_std``."""
@@ -174,10 +158,6 @@ class Vit(ImageFamily):
                 else:
                     std = config.init_std if name.startswith("blocks") else stds.get(name, 0.02)
                     tensor.normal_(0.0, std, generator=generator).clamp_(-2 * std, 2 * std)
-
-    def fold_pairs(self, module: nn.Module) -> list[tuple[str, str]]:
-        """None: a ViT has no BatchNorm."""
-        return []
 
     def recognise(
         self, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]

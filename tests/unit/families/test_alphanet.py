@@ -247,5 +247,5 @@ def test_impossible_settings_are_refused(changes: dict[str, Any], said: str) -> 
 
 
 def test_timm_names_are_not_its_own() -> None:
-    with pytest.raises(UserError, match="--format alphanet"):
+    with pytest.raises(UserError, match="set it to alphanet"):
         AlphaNet().recognise({}, {})

@@ -276,5 +276,5 @@ def test_impossible_settings(family: str, raw: dict[str, Any], said: str) -> Non
 
 
 def test_plain_names_are_not_read(one: Case) -> None:
-    with pytest.raises(UserError, match="--format ofa"):
+    with pytest.raises(UserError, match="set it to ofa"):
         one.supernet.family.recognise({}, {})
