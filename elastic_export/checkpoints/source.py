@@ -20,12 +20,24 @@ from elastic_export.checkpoints.readers import readers, who_claims
 from elastic_export.errors import UserError, did_you_mean
 from elastic_export.sparsity import measured_density
 
-__all__ = ["formats", "identity", "import_supernet"]
+__all__ = ["check_format", "formats", "identity", "import_supernet"]
 
 
 def formats() -> tuple[str, ...]:
     """What ``--format`` takes."""
     return ("auto", "native", *readers())
+
+
+def check_format(format: str) -> None:
+    """Refuse a name that no reader has.
+
+    Raises:
+        UserError: Naming the nearest, or all.
+    """
+    if format not in formats():
+        raise UserError(
+            f'There is no checkpoint format "{format}".', did_you_mean(format, list(formats()))
+        )
 
 
 def identity(path: Path) -> str:
@@ -63,10 +75,7 @@ def import_supernet(
         UserError: The file is missing, damaged, of another family, or lacks something that cannot
             be known without being told.
     """
-    if format not in formats():
-        raise UserError(
-            f'There is no checkpoint format "{format}".', did_you_mean(format, list(formats()))
-        )
+    check_format(format)
     label = read_label(path) if path.suffix == ".safetensors" else None
     if label is None and format == "native":
         raise UserError(

@@ -18,15 +18,17 @@ def data_of(asked: str | None) -> DataConfig | None:
     Raises:
         UserError: It is neither a folder nor a known name.
     """
-    from elastic_export.config.recipe import DataConfig
+    from elastic_export.config.recipe import DataConfig, SearchSplit
     from elastic_export.errors import UserError
 
     if asked is None:
         return None
+    # Nothing is searched here; a few held-out images serve to compare files with torch.
+    held = SearchSplit(per_class=2)
     if Path(asked).is_dir():
-        return DataConfig(dataset="imagefolder", root=asked)
+        return DataConfig(dataset="imagefolder", root=asked, search_split=held)
     if asked == "digits":
-        return DataConfig(dataset="digits")
+        return DataConfig(dataset="digits", search_split=held)
     raise UserError(
         f"--data {asked} is neither a folder nor the name of a data set.",
         "Give digits, or a folder that holds train/ and val/.",

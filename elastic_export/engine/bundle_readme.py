@@ -84,6 +84,11 @@ def _steps(transform: Transform) -> list[str]:
         steps.append(f"The image has {transform.size} x {transform.size} pixels already.")
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (transform.mean, transform.std))
     steps.append(f"Per channel: subtract {mean}, divide by {std}. Order: channel, row, column.")
+    if transform.final_size is not None:
+        steps.append(
+            f"Resize what that gives to {transform.final_size} x {transform.final_size}: bicubic "
+            "with a = -0.75, no antialiasing, pixel centres at half (as torch's interpolate)."
+        )
     return steps
 
 

@@ -13,6 +13,8 @@ from elastic_export.errors import UserError, did_you_mean
 __all__ = ["families", "family_config", "get_family", "register"]
 
 _FAMILIES: dict[str, Family] = {}
+_MANY = 5
+"""More unknown settings than anyone misspells: they were written for something else."""
 
 
 def register(family: type[Any]) -> type[Any]:
@@ -61,6 +63,13 @@ def family_config(family: Family, raw: dict[str, Any]) -> Schema:
         return family.Config.model_validate(raw)
     except pydantic.ValidationError as error:
         problems = []
+        unknown = [str(i["loc"][-1]) for i in error.errors() if i["type"] == "extra_forbidden"]
+        if len(unknown) > _MANY:
+            raise UserError(
+                f"{len(unknown)} settings are unknown to family {family.name} "
+                f"({', '.join(unknown[:_MANY])}, ...): they are of another system or family.",
+                f"Settings of {family.name} are {', '.join(family.Config.model_fields)}.",
+            ) from error
         for item in error.errors():
             where = ".".join(str(part) for part in item["loc"])
             text = item["msg"].removeprefix("Value error, ")
@@ -70,5 +79,5 @@ def family_config(family: Family, raw: dict[str, Any]) -> Schema:
             problems.append(f"model.config{'.' + where if where else ''}: {text}")
         raise UserError(
             f"The settings of family {family.name} are not valid: {'; '.join(problems)}.",
-            "Correct model.config in the recipe.",
+            "Correct them: model.config in a recipe, --config and --set on the command line.",
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from elastic_export.config.target import Flavour, Precision
 from elastic_export.config.targets import ResolvedTarget
 from elastic_export.elastic import Descendant
 from elastic_export.engine import tensorrt_rtx
+from elastic_export.errors import CheckFailed
 from elastic_export.export import (
     check_finite,
     check_no_weight_slices,
@@ -177,6 +179,7 @@ def write_files(
     x: Tensor,
     batch_size: int,
     progress: Progress,
+    give_up: Callable[[File, CheckFailed], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Write and check the files of one set of weights; the plain one first, the rest from it.
 
@@ -188,6 +191,8 @@ def write_files(
         x: Images for the parity check (n, C, H, W), n a multiple of ``batch_size``.
         batch_size: The fixed batch of the graphs.
         progress: One step a file.
+        give_up: Told of each further file whose check fails, which is then left out; without it,
+            a failed check ends the export.
 
     Returns:
         File name to what each check found.
@@ -213,7 +218,13 @@ def write_files(
             report = emit(file.flavour, exported.path, exported.table, record, path, **form)
             told |= {"int8_layers": len(report.int8), "float_layers": report.kept_float}
             reference = _as_the_graph_rounds(one.module, record, file.flavour)
-        checks[file.name] = told | _check(path, file, one, reference, x, exported.table)
+        try:
+            checks[file.name] = told | _check(path, file, one, reference, x, exported.table)
+        except CheckFailed as error:
+            if give_up is None or file is plain:
+                raise
+            path.unlink()
+            give_up(file, error)
         progress.advance(note=file.name)
     return checks
 

@@ -51,7 +51,8 @@ def extract_one(
     wanted = supernet.spec(spec if spec is not None else "max")
     one = extract(supernet, wanted, copy=False)
     notes = list(found.notes)
-    if has_batchnorm(one.module):
+    elastic = any(len(axis.choices) > 1 for axis in supernet.space.axes)
+    if has_batchnorm(one.module) and (elastic or data is not None):
         notes.append(_recalibrated(one, supernet, data))
     label = spec if isinstance(spec, str) else ("max" if spec is None else one.spec_id)
     path = out / f"{_stem(checkpoint)}-{label}.safetensors"

@@ -9,9 +9,11 @@ from typing import Any
 
 from elastic_export.checkpoints import import_supernet, load_descendant
 from elastic_export.checkpoints.native import read_label
+from elastic_export.checkpoints.plain import TimmReader
 from elastic_export.checkpoints.reader import Imported, Source
 from elastic_export.checkpoints.readers import readers, who_claims
 from elastic_export.checkpoints.safe import load_tensors, state_dict_of
+from elastic_export.checkpoints.source import check_format
 from elastic_export.elastic.supernet import resolve_spec
 from elastic_export.engine.bundle import MANIFEST, load_bundle
 from elastic_export.errors import UserError
@@ -22,7 +24,7 @@ from elastic_export.report.load import RESULT_FILE
 __all__ = ["inspect"]
 
 _OFFICIAL_SPECS = 20
-_CHECKPOINTS = (".pth", ".pt", ".safetensors", ".pth.tar", ".bin", ".ckpt", ".onnx")
+_CHECKPOINTS = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".safetensors", ".onnx")
 
 
 def inspect(
@@ -59,6 +61,7 @@ def inspect(
         _refuse_results(path)
         if format == "auto" and who_claims(Source(path, config or {}, family)) is None:
             raise _unknown_folder(path)
+    check_format(format)
     try:
         found = import_supernet(path, family=family, format=format, config=config or {})
     except UserError as error:
@@ -120,7 +123,7 @@ def _refuse_results(path: Path) -> None:
 
 
 def _unknown_folder(path: Path) -> UserError:
-    files = sorted(p for p in path.iterdir() if p.name.endswith(_CHECKPOINTS))
+    files = [p for end in _CHECKPOINTS for p in sorted(path.glob(f"*{end}"))]
     return UserError(
         f"{path} is a folder, but neither a bundle nor a checkpoint of several files.",
         f"Give a file in it, such as {files[0]}." if files else "Give a checkpoint or a bundle.",
@@ -130,7 +133,9 @@ def _unknown_folder(path: Path) -> UserError:
 def _claimed(source: Source, format: str) -> dict[str, str]:
     """Name the system whose marks a checkpoint carries."""
     reader = readers().get(format) or who_claims(source)
-    return {} if reader is None else {"system": reader.system, "format": reader.name}
+    if reader is None or reader.name == TimmReader.name:  # which takes any file
+        return {}
+    return {"system": reader.system, "format": reader.name}
 
 
 def _files(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,17 @@ def descendant_result(
     )
 
 
-def target_notes(target: ResolvedTarget, reports: dict[str, Any]) -> list[str]:
+def target_notes(
+    target: ResolvedTarget, reports: dict[str, Any], files: Mapping[str, File]
+) -> list[str]:
     """Say in one line what was not done for a target, or what is not known."""
     runtime = target.software.runtime
+    if "fp16" in files and files["fp16"].precision == "fp32":
+        return [
+            "model.fp16.onnx holds FP32 values: this release chooses FP16 itself when the "
+            "build_engine script asks it to, and what it rounds is not known here.",
+            *target_notes(target, reports, {}),
+        ]
     if runtime == "tensorrt-rtx" and not reports:
         return ["No engine was built: pip install 'elastic-export[rtx]' and build again."]
     if runtime == "tensorrt-rtx":
@@ -100,7 +109,7 @@ def _bundle(
     chosen, because = None, "The device was not measured."
     if host and measured is not None:
         speed, chosen, because = latencies(measured, made.named.name)
-    notes = target_notes(target, reports)
+    notes = target_notes(target, reports, files)
     if built is None and made.sparse is not made.dense and "int8" not in files and host:
         notes.append("No file here holds the 2:4 weights: on a CPU they would save no time.")
     folder = Path("bundles") / made.named.name / target.identity.replace(":", "-")

@@ -21,6 +21,7 @@ from elastic_export.elastic.supernet import resolve_spec
 from elastic_export.engine import tensorrt_rtx
 from elastic_export.engine.bundle import load_bundle
 from elastic_export.engine.runners import OrtRunner
+from elastic_export.errors import CheckFailed, UserError
 from elastic_export.families.registry import family_config, get_family
 from elastic_export.measure.compare import choose
 from elastic_export.measure.machine import describe_machine
@@ -89,8 +90,9 @@ def export_one(
     folder = out / name / place.identity.replace(":", "-")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as draft:
-        content = _content(Path(draft), one, files, record, dataset, shape, place, progress)
-        notes = target_notes(place, dict(content.reports))
+        notes: list[str] = []
+        content = _content(Path(draft), one, files, record, dataset, shape, place, notes, progress)
+        notes += target_notes(place, dict(content.reports), content.files)
         if dataset is None:
             notes.append("The preprocessing is assumed, because no data set was given: check it.")
         if record is None and "int8" in place.flavours:
@@ -160,6 +162,12 @@ def _record(
     recipe = load_calibration(calibration)
     if dataset is None:
         return None
+    if recipe.images > len(dataset.train):
+        raise UserError(
+            f"The calibration recipe {calibration} takes {recipe.images} images, and the train "
+            f"split has {len(dataset.train)}.",
+            "Add images, or give --calibration a recipe file with fewer.",
+        )
     split = dataset.train.head(recipe.images, name="calibration")
     return calibrate(one.module, split, recipe, progress=progress)
 
@@ -180,16 +188,26 @@ def _content(
     dataset: Dataset | None,
     shape: tuple[int, int, int],
     place: ResolvedTarget,
+    notes: list[str],
     progress: Progress,
 ) -> Content:
+    """Write what a bundle holds into ``draft``; what cannot be deployed is left out and noted."""
     if dataset is None:
         x = torch.randn(_PARITY_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     else:
-        x = next(iter(dataset.search.head(_PARITY_IMAGES).batches(_PARITY_IMAGES)))[0]
+        count = min(_PARITY_IMAGES, len(dataset.search))
+        x = next(iter(dataset.search.head(count).batches(count)))[0]
+    failed: set[File] = set()
+
+    def give_up(file: File, error: CheckFailed) -> None:
+        failed.add(file)
+        notes.append(f"There is no {file.precision.upper()} file: {error.what}")
+
     progress.start("export", len(files))
     wanted = list({File(DENSE, "fp32", "plain"), *files.values()})
-    checks = write_files(draft, one, wanted, record, x, 1, progress)
+    checks = write_files(draft, one, wanted, record, x, 1, progress, give_up)
     progress.finish()
+    files = {precision: file for precision, file in files.items() if file not in failed}
     samples = {"input": x[:_SAMPLES].numpy()}
     accuracy = {}
     for precision, file in files.items():

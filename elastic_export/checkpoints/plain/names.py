@@ -14,7 +14,7 @@ from torch import Tensor
 from elastic_export.checkpoints.reader import Imported, Keys, Source
 from elastic_export.checkpoints.safe import StateDict
 from elastic_export.elastic import Supernet
-from elastic_export.errors import UserError
+from elastic_export.errors import UserError, did_you_mean
 from elastic_export.families import families, get_family
 from elastic_export.families.registry import family_config
 
@@ -70,7 +70,14 @@ def finish(source: Source, found: StateDict, named: Named, reader: str) -> Impor
     _agree(source, known, given)
     name = source.family or named.family
     settings = {**named.assumed, **known, **given}
+    if name != named.family:
+        raise UserError(
+            f"{source.path} is not a checkpoint of family {name}: its names are those of "
+            f"{named.family}.",
+            f"Set the family to {named.family}, or leave it out.",
+        )
     if name == "vit" and not {"heads", "head_dim"} & settings.keys():
+        _check_spelling(given)
         raise UserError(
             "The number of heads is not stored in this checkpoint.",
             "Give it as model.config.heads in a recipe, or with --set heads=[3] on the command "
@@ -202,3 +209,11 @@ def stages_in(keys: Keys, pattern: str) -> int:
     """One more than the largest number that a pattern's group finds in the keys; 0 if none."""
     numbers = (int(found[1]) for name in keys if (found := re.match(pattern, name)))
     return max(numbers, default=-1) + 1
+
+
+def _check_spelling(given: Mapping[str, Any]) -> None:
+    """Tell of a misspelt setting before one is asked for that it may have meant."""
+    known = list(get_family("vit").Config.model_fields)
+    for key in given:
+        if key not in known:
+            raise UserError(f'There is no setting "{key}".', did_you_mean(key, known))
