@@ -18,6 +18,7 @@ from elastic_export.checkpoints.plain.timm_models import (
 from elastic_export.checkpoints.reader import Imported, Source
 from elastic_export.checkpoints.readers import readers, who_claims
 from elastic_export.errors import UserError, did_you_mean
+from elastic_export.families import get_family
 from elastic_export.sparsity import measured_density
 
 __all__ = ["check_format", "formats", "identity", "import_supernet"]
@@ -76,6 +77,8 @@ def import_supernet(
             be known without being told.
     """
     check_format(format)
+    if family is not None:
+        get_family(family)
     label = read_label(path) if path.suffix == ".safetensors" else None
     if label is None and format == "native":
         raise UserError(
@@ -98,7 +101,7 @@ def import_supernet(
     if family is not None and found.supernet.family.name != family:
         raise UserError(
             f"{path} is of family {found.supernet.family.name}, not {family}.",
-            f"Set the family to {found.supernet.family.name}, or leave it out.",
+            f"Set model.family (or --family) to {found.supernet.family.name}, or leave it out.",
         )
     found.sparsity = _sparsity(found.supernet.state_dict())
     return found

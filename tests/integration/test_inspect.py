@@ -61,7 +61,9 @@ def test_settings_may_be_a_file(run: Run, checkpoint: Path, tmp_path: Path) -> N
     given = ("--config", tmp_path / "s.yaml", "--family", "vit", "--format", "timm")
     answer = run("inspect", checkpoint, "--json", *given)
     assert answer.json["family"] == "vit"
-    assert "no checkpoint format" in run("inspect", checkpoint, "--format", "tmim").out
+    misspelt = run("inspect", checkpoint, "--format", "tmim")
+    assert misspelt.code == 1
+    assert 'Did you mean "timm"?' in misspelt.err
 
 
 def test_people_get_one_screen(run: Run, checkpoint: Path) -> None:

@@ -74,7 +74,7 @@ def finish(source: Source, found: StateDict, named: Named, reader: str) -> Impor
         raise UserError(
             f"{source.path} is not a checkpoint of family {name}: its names are those of "
             f"{named.family}.",
-            f"Set the family to {named.family}, or leave it out.",
+            f"Set model.family (or --family) to {named.family}, or leave it out.",
         )
     if name == "vit" and not {"heads", "head_dim"} & settings.keys():
         _check_spelling(given)
