@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,7 +18,14 @@ from elastic_export.elastic import Supernet
 from elastic_export.errors import UserError
 from elastic_export.space import Spec
 
-__all__ = ["Imported", "Keys", "Reader", "Source"]
+__all__ = ["TRAINING", "Imported", "Keys", "Reader", "Source"]
+
+TRAINING = dict.fromkeys(
+    ("epoch", "lr_scheduler", "max_accuracy", "optimizer", "scaler", "scheduler", "step"),
+    "state of the training, which the network does not need",
+)
+"""Entries of nearly every training checkpoint."""
+_NOT_READ = "not part of the network that was read"
 
 OfficialCounts = Callable[[Spec], Mapping[str, float]]
 
@@ -81,6 +90,15 @@ class Source:
         """The top-level keys of a file that holds a dict; none otherwise."""
         return [str(key) for key in self.content] if isinstance(self.content, Mapping) else []
 
+    @cached_property
+    def names(self) -> list[frozenset[str]]:
+        """Names in the file and in each collection within, without a leading ``module.``."""
+        content = self.content
+        if not isinstance(content, Mapping):
+            return []
+        groups = [content, *(value for value in content.values() if isinstance(value, Mapping))]
+        return [frozenset(str(key).removeprefix("module.") for key in group) for group in groups]
+
     def split_config(
         self, theirs: Collection[str], options: Collection[str] = ()
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -94,23 +112,45 @@ class Source:
         return parts
 
 
-class Reader(Protocol):
-    """One file per system implements this and registers itself."""
+class Reader(ABC):
+    """One file or folder per system derives from this and registers itself.
 
-    name: str
-    """What ``--format`` and ``model.format`` call it."""
-    system: str
-    """The system in words, with its paper or repository."""
+    Attributes:
+        name: What ``--format`` and ``model.format`` call it.
+        system: The system in words, with its paper or repository.
+        reasons: Top-level entry of a file to the reason why it is not read as the network's
+            tensors, beyond what :data:`TRAINING` says.
+        companions: Shell patterns of other files in a file's folder that are read with it.
+    """
 
+    name: ClassVar[str]
+    system: ClassVar[str]
+    reasons: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    companions: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
     def claims(self, source: Source) -> bool:
         """Whether the file (or folder) is of this system, told by keys and never by its name."""
 
+    @abstractmethod
     def read(self, source: Source) -> Imported:
         """Read it.
 
         Raises:
             UserError: Something is missing, does not fit, or is ambiguous; how to give it is said.
         """
+
+    def left_out(self, source: Source, found: Imported) -> dict[str, str]:
+        """Top-level entries of a file that are not the network's tensors, each with the reason."""
+        content = source.content if source.path.is_file() else {}
+        if not isinstance(content, Mapping):
+            return {}
+        entries = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+        return {
+            name: self.reasons.get(name) or TRAINING.get(name) or _NOT_READ
+            for name in entries
+            if name != found.used and name not in found.ignored
+        }
 
 
 class Keys:

@@ -44,8 +44,7 @@ def check_format(format: str) -> None:
 def identity(path: Path) -> str:
     """What a store key says of a checkpoint: its content, and that of what is read beside it.
 
-    A file's configuration (``config.json``) and the other files of its experiment lie in the same
-    folder, so a change of any file there that a reader may look at counts.
+    A change of any file that a reader may look at beside it counts, whoever reads it.
 
     Raises:
         UserError: There is nothing at the path.
@@ -56,8 +55,9 @@ def identity(path: Path) -> str:
         raise UserError(f"There is no checkpoint {path}.", "Check the path.")
     if path.is_dir():
         return sha256_tree(path)
-    beside = [path.parent / "config.json", *sorted(path.parent.glob("*_Level_*.pth"))]
-    return sha256_json([sha256_file(file) for file in [path, *beside] if file.is_file()])
+    patterns = {pattern for reader in readers().values() for pattern in reader.companions}
+    beside = {file for pattern in patterns for file in path.parent.glob(pattern)}
+    return sha256_json([sha256_file(file) for file in [path, *sorted(beside)] if file.is_file()])
 
 
 def import_supernet(
@@ -98,6 +98,7 @@ def import_supernet(
             )
         found = reader.read(source)
         found.format, found.system = reader.name, reader.system
+        found.ignored = {**found.ignored, **reader.left_out(source, found)}
     if family is not None and found.supernet.family.name != family:
         raise UserError(
             f"{path} is of family {found.supernet.family.name}, not {family}.",

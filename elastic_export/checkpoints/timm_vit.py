@@ -14,20 +14,13 @@ from elastic_export.families.vit.config import VitConfig
 from elastic_export.families.vit.names import settings_from_shapes
 
 __all__ = [
-    "TRAINING",
     "arguments",
     "blocks_of",
     "check_binary",
-    "left_out",
     "named_heads",
     "vit_config",
 ]
 
-TRAINING = dict.fromkeys(
-    ("optimizer", "lr_scheduler", "epoch", "scaler"),
-    "state of the training, which the network does not need",
-)
-"""Top-level entries of DeiT's training checkpoints, with the reason why they are left out."""
 _HEADS = {"tiny": 3, "small": 6, "base": 12}
 _NAME = r"(?:sparse_)?(?:deit3?|vit)_(tiny|small|base)_(?:distilled_)?patch(?:8|16|32)_(?:224|384)"
 _HEAD_DIM = 64
@@ -96,10 +89,3 @@ def check_binary(mask: Any, name: str, shape: tuple[int, ...]) -> Tensor:
             "Only binary masks are read; multiply other ones into the weights first.",
         )
     return kept.detach()
-
-
-def left_out(content: Any, reasons: Mapping[str, str]) -> dict[str, str]:
-    """Top-level entries of a training checkpoint that are not needed, with the reason."""
-    if not isinstance(content, Mapping):
-        return {}
-    return {str(key): reasons[str(key)] for key in content if str(key) in reasons}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -24,12 +25,13 @@ from torch import Tensor, nn
 
 from elastic_export.checkpoints import import_supernet
 from elastic_export.checkpoints.reader import Imported
+from elastic_export.checkpoints.safe import load_tensors
 from elastic_export.elastic import Supernet, extract, recalibrate
 from elastic_export.elastic.fold import fold_batchnorm
 from elastic_export.elastic.store import ParameterStore
 from elastic_export.elastic.supernet import resized
 from elastic_export.engine import tensorrt_rtx
-from elastic_export.export import export_fp32
+from elastic_export.export import check_no_weight_slices, export_fp32
 
 Variance = Literal["unbiased", "biased"]
 NoteError = Callable[[Path, str, float], None]
@@ -97,8 +99,12 @@ def test_fixtures_that_are_kept_elsewhere() -> None:
     assert folders(None)
 
 
-def test_the_system_is_known(folder: Path) -> None:
-    assert list(cases(folder)), "no case was made of this folder"
+def test_every_row_is_a_case(folder: Path) -> None:
+    rows = {case.logits for case in cases(folder)}
+    with safe_open(folder / "expected.safetensors", framework="pt") as file:
+        keys = {key for key in file.keys() if re.search(r"\.logits(_(?!f64)\w+)?$", key)}  # noqa: SIM118
+    assert rows, "no case was made of this folder"
+    assert not keys - rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
@@ -160,6 +166,7 @@ def test_onnx_and_engine(
     fold_batchnorm(module, supernet.family.fold_pairs(module))
     x = images(folder, case, torch.float32)[:1]
     path = export_fp32(module, x, tmp_path / "net.onnx").path
+    check_no_weight_slices(path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
     with torch.no_grad():
@@ -179,3 +186,7 @@ def test_every_key_is_accounted_for(folder: Path, case: Case) -> None:
     found = imported(case)
     assert found.stored or case.source.is_dir()
     assert all(reason for reason in found.ignored.values())
+    if not case.source.is_dir():
+        content = load_tensors(case.source).content
+        entries = {key for key, value in content.items() if not isinstance(value, Tensor)}
+        assert entries <= {found.used, *found.ignored}

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from elastic_export.checkpoints.alphanet.yaml import YAML_KEYS, read_models, read_supernet
-from elastic_export.checkpoints.reader import Imported, Keys, Source
+from elastic_export.checkpoints.reader import Imported, Keys, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import state_dict_of
 from elastic_export.elastic import Supernet
@@ -63,21 +64,16 @@ _HOW = "Give the YAML the supernet was trained by, which holds supernet_config."
 
 
 @register_reader
-class AlphaNetReader:
+class AlphaNetReader(Reader):
     """Supernets of AttentiveNAS and AlphaNet, whose files are alike."""
 
     name = "alphanet"
     system = "AttentiveNAS / AlphaNet (facebookresearch, arXiv 2011.09011 and 2102.07954)"
+    reasons = MappingProxyType({"args": "settings of the training; its search space was read"})
 
     def claims(self, source: Source) -> bool:
         """Files with the doubled names of a dynamic convolution and of its block."""
-        content = source.content
-        if not isinstance(content, Mapping):
-            return False
-        groups = [content, *(value for value in content.values() if isinstance(value, Mapping))]
-        return any(
-            {str(key).removeprefix("module.") for key in group} >= _MARKS for group in groups
-        )
+        return any(group >= _MARKS for group in source.names)
 
     def read(self, source: Source) -> Imported:
         """Read the supernet by the YAML given, by the args in the file, or as the published one."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from elastic_export.checkpoints.autoformer.yaml import YAML_KEYS, Choices, read_yaml
-from elastic_export.checkpoints.reader import Imported, Keys, Source
+from elastic_export.checkpoints.reader import Imported, Keys, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import state_dict_of
 from elastic_export.elastic import Supernet
@@ -26,9 +27,7 @@ from elastic_export.space import Spec
 
 __all__ = ["AutoFormerReader"]
 
-_MARK = re.compile(
-    r"(module\.)?(patch_embed_super\.proj\.weight|blocks\.0\.attn_layer_norm\.weight)"
-)
+_MARKS = ("patch_embed_super.proj.weight", "blocks.0.attn_layer_norm.weight")
 _RENAMED = ((r"patch_embed_super\.(proj\.\w+)", r"patch_embed.\1"),)
 _KEPT = (
     r"cls_token|pos_embed|(norm|head)\.\w+"
@@ -53,22 +52,16 @@ _UNTOLD = ("gp", "change_qkv")
 
 
 @register_reader
-class AutoFormerReader:
+class AutoFormerReader(Reader):
     """Supernets of AutoFormer, with or without the arguments they were trained with."""
 
     name = "autoformer"
     system = "AutoFormer (microsoft/Cream, arXiv 2107.00651)"
+    reasons = MappingProxyType({"args": "settings of the training; its flags were read"})
 
     def claims(self, source: Source) -> bool:
         """Files with AutoFormer's names for the patch embedding and the norms of a block."""
-        content = source.content
-        if not isinstance(content, Mapping):
-            return False
-        groups = [content, *(value for value in content.values() if isinstance(value, Mapping))]
-        found = [
-            {match[2] for key in group if (match := _MARK.fullmatch(str(key)))} for group in groups
-        ]
-        return any(len(names) == 2 for names in found)
+        return any(group.issuperset(_MARKS) for group in source.names)
 
     def read(self, source: Source) -> Imported:
         """Read the supernet; ``RETRAIN`` of the YAML becomes the spec ``retrain``."""

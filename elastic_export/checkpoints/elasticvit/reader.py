@@ -6,15 +6,15 @@ Source: Tang et al., ElasticViT (arXiv 2303.09730); facts from microsoft/Moonlit
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from elastic_export.checkpoints.elasticvit.settings import read_settings
 from elastic_export.checkpoints.elasticvit.sizes import Sizes, sizes_of
-from elastic_export.checkpoints.reader import Imported, Keys, Source
+from elastic_export.checkpoints.reader import Imported, Keys, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import state_dict_of
 from elastic_export.elastic import Supernet
@@ -31,8 +31,6 @@ MARKS = ("first_conv.weight", "conv_stem.layers.0.0.dw_conv.weight", "classifer.
 """Names that every supernet of the system holds; the last is spelled so there."""
 
 REASONS = {
-    "epoch": "how long it was trained",
-    "optimizer": "state of the optimizer",
     "bank": "subnets that training remembered, with their losses",
     "arch": "the name of the supernet",
     "extras": "scores of the training run",
@@ -55,22 +53,16 @@ INDEX = r"feature_exactor\.(\d+)\.layers\.(\d+)\.relative_position_index"
 
 
 @register_reader
-class ElasticVitReader:
+class ElasticVitReader(Reader):
     """``state_dict`` or ``model_ema`` of a training checkpoint, or a bare state dict."""
 
     name = "elasticvit"
     system = "ElasticViT (microsoft/Moonlit)"
+    reasons = MappingProxyType(REASONS)
 
     def claims(self, source: Source) -> bool:
         """A collection with the stem, and the classifier spelled as there."""
-        content = source.content
-        if not isinstance(content, Mapping):
-            return False
-        collections = [content, *(v for v in content.values() if isinstance(v, Mapping))]
-        return any(
-            all(mark in names or f"module.{mark}" in names for mark in MARKS)
-            for names in collections
-        )
+        return any(group.issuperset(MARKS) for group in source.names)
 
     def read(self, source: Source) -> Imported:
         """Take the averaged weights where there are any; sizes come from shapes and settings."""
@@ -81,17 +73,13 @@ class ElasticVitReader:
         config = settings.config
         _check_indices(keys, source, sizes)
         supernet = Supernet.of_state(get_family("elasticvit"), config, _renamed(keys))
-        left_out = [name for name in (*found.collections, *found.others) if name != found.name]
-        ignored = keys.finish() | {
-            name: REASONS.get(name, "not part of the network") for name in left_out
-        }
         counter = partial(_official, config, head=settings.head, talking=settings.talking)
         return Imported(
             supernet,
             self.name,
             stored=found.collections,
             used=found.name,
-            ignored=ignored,
+            ignored=keys.finish(),
             notes=settings.notes,
             official=counter,
         )

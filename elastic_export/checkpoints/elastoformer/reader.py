@@ -24,7 +24,7 @@ from elastic_export.checkpoints.elastoformer.names import (
     read_plain,
     rebuilt_plan,
 )
-from elastic_export.checkpoints.reader import Imported, Source
+from elastic_export.checkpoints.reader import Imported, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import load_tensors, state_dict_of
 from elastic_export.errors import UserError, did_you_mean
@@ -46,11 +46,12 @@ _NOT_SHARED = ("cls_token", "pos_embed", "head.", "fc.", "classifier.", "bn", "n
 
 
 @register_reader
-class ElastoformerReader:
+class ElastoformerReader(Reader):
     """A folder with the levels of one experiment and their metadata, or one level alone."""
 
     name = "elastoformer"
     system = "Elastoformer (sudaksh14/Elastoformer)"
+    companions = ("*_Level_*.pth",)
 
     def claims(self, source: Source) -> bool:
         """Files named as the system names levels; a file must also hold such a network."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from elastic_export.checkpoints.elsa.config import (
 )
 from elastic_export.checkpoints.elsa.sizes import sizes_of
 from elastic_export.checkpoints.elsa.weights import fold_affine, narrowed, rounding_notes
-from elastic_export.checkpoints.reader import Imported, Keys, Source
+from elastic_export.checkpoints.reader import Imported, Keys, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import state_dict_of
 from elastic_export.config.base import Schema
@@ -43,11 +44,17 @@ _BUFFERS = r"layers\.(\d+)\.blocks\.(\d+)\.(attn\.relative_position_index|attn_m
 
 
 @register_reader
-class ElsaReader:
+class ElsaReader(Reader):
     """DeiT and Swin of ningchihuang/ELSA."""
 
     name = "elsa"
     system = "ELSA, N:M sparsity by layer (arXiv 2409.09708)"
+    reasons = MappingProxyType(
+        {
+            "config": "the configuration; sizes, candidates and subnets were read",
+            "candidate_pool": "subnets that training remembered, with their scores",
+        }
+    )
 
     def claims(self, source: Source) -> bool:
         """A configuration with the sections NAS and MODEL, or blocks that list proj before qkv."""

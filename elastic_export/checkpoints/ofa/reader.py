@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, cast
 
 from elastic_export.checkpoints.ofa.infer import Shapes, infer_mbv3
@@ -16,7 +16,7 @@ from elastic_export.checkpoints.ofa.names import (
 from elastic_export.checkpoints.ofa.netconfig import read_image_size, read_net
 from elastic_export.checkpoints.ofa.special import special_mbv3
 from elastic_export.checkpoints.ofa.special_resnet import special_resnet
-from elastic_export.checkpoints.reader import Imported, Keys, Source
+from elastic_export.checkpoints.reader import Imported, Keys, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import StateDict, load_tensors, state_dict_of
 from elastic_export.config.base import Schema
@@ -35,8 +35,6 @@ _RECALIBRATE = (
     "The BatchNorm statistics fit no single network of a supernet: estimate them anew after "
     "extraction (the authors average the biased variance over 2000 training images)."
 )
-
-_TRAINING = "state of the training, which a network does not need"
 
 
 class _Kind(NamedTuple):
@@ -93,7 +91,7 @@ _KINDS = (
 
 
 @register_reader
-class OfaReader:
+class OfaReader(Reader):
     """Files ``{"state_dict"}`` of supernets, and folders with ``net.config`` and ``init``."""
 
     name = "ofa"
@@ -103,11 +101,7 @@ class OfaReader:
         """A folder with ``net.config``, or keys of one of the supernets."""
         if source.path.is_dir():
             return (source.path / "net.config").is_file()
-        content = source.content
-        if not isinstance(content, Mapping):
-            return False
-        state = content.get("state_dict", content)
-        return isinstance(state, Mapping) and _kind(map(str, state)) is not None
+        return any(_kind(group) is not None for group in source.names)
 
     def read(self, source: Source) -> Imported:
         """Read a supernet, or one specialized network.
@@ -202,20 +196,18 @@ def _imported(
                 "Correct the settings given, or leave them out to have them read from the file.",
             )
         tensors[name] = keys.take(key)
-    ignored = keys.finish() | dict.fromkeys(found.others, _TRAINING)
     return Imported(
         Supernet.of_state(family, config, tensors),
         "ofa",
         stored=found.collections,
         used=found.name,
-        ignored=ignored,
+        ignored=keys.finish(),
         notes=tuple(notes),
         official=lambda spec: official_counts(cast("Any", family), config, spec),
     )
 
 
-def _kind(keys: Any) -> _Kind | None:
-    names = {key.removeprefix("module.") for key in keys}
+def _kind(names: Collection[str]) -> _Kind | None:
     return next((kind for kind in _KINDS if any(mark in names for mark in kind.marks)), None)
 
 

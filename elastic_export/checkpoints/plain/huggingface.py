@@ -11,7 +11,7 @@ from elastic_export.checkpoints.plain.folders import hub_config, load_hub
 from elastic_export.checkpoints.plain.names import Named, finish, no_classifier, tensor_names
 from elastic_export.checkpoints.plain.names_huggingface import RENAMED, kind_of
 from elastic_export.checkpoints.plain.settings_huggingface import MODELS, settings_of_config
-from elastic_export.checkpoints.reader import Imported, Keys, Source
+from elastic_export.checkpoints.reader import Imported, Keys, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.errors import UserError
 
@@ -19,11 +19,12 @@ __all__ = ["HuggingFaceReader"]
 
 
 @register_reader
-class HuggingFaceReader:
+class HuggingFaceReader(Reader):
     """Names as ``transformers`` has them, those of its versions before and after 5."""
 
     name = "huggingface"
     system = "a plain network with the names of Hugging Face transformers"
+    companions = ("config.json",)
 
     def claims(self, source: Source) -> bool:
         """Files by layers that only these networks have, folders by ``config.json``."""

@@ -8,18 +8,19 @@ from typing import Any
 from elastic_export.checkpoints.plain.folders import hub_config, load_hub
 from elastic_export.checkpoints.plain.names import ARCH, finish
 from elastic_export.checkpoints.plain.names_timm import from_timm
-from elastic_export.checkpoints.reader import Imported, Source
+from elastic_export.checkpoints.reader import Imported, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 
 __all__ = ["TimmReader"]
 
 
 @register_reader
-class TimmReader:
+class TimmReader(Reader):
     """Names and shapes as ``timm.create_model(...).state_dict()`` has them."""
 
     name = "timm"
     system = "a plain network with timm's names"
+    companions = ("config.json",)
 
     def claims(self, source: Source) -> bool:
         """Anything that is a file; what it is not, :meth:`read` says.

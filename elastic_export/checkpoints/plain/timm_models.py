@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from elastic_export.checkpoints.plain.names import Named, finish, supernet_of
 from elastic_export.checkpoints.plain.names_timm import from_timm
-from elastic_export.checkpoints.reader import Imported, Source
+from elastic_export.checkpoints.reader import Imported, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import StateDict
 from elastic_export.elastic import Supernet
@@ -52,7 +52,7 @@ def model_identity(path: Path) -> str:
 
 
 @register_reader
-class TimmModelReader:
+class TimmModelReader(Reader):
     """``timm:NAME`` makes a network with random weights, ``timm:NAME?pretrained`` a trained one."""
 
     name = "timm-model"

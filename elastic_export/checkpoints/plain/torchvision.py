@@ -12,7 +12,7 @@ from elastic_export.checkpoints.plain.names import (
     tensor_names,
 )
 from elastic_export.checkpoints.plain.names_timm import from_timm, swin_indices
-from elastic_export.checkpoints.reader import Imported, Keys, Source
+from elastic_export.checkpoints.reader import Imported, Keys, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import state_dict_of
 from elastic_export.errors import UserError
@@ -35,7 +35,7 @@ _LAST = {
 
 
 @register_reader
-class TorchvisionReader:
+class TorchvisionReader(Reader):
     """Names as ``torchvision.models`` has them."""
 
     name = "torchvision"

@@ -16,12 +16,13 @@ Beside a file one may give
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elastic_export.checkpoints.reader import Imported, Keys, Source
+from elastic_export.checkpoints.reader import Imported, Keys, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import state_dict_of
 from elastic_export.checkpoints.sparsifyvit.levels import (
@@ -33,11 +34,9 @@ from elastic_export.checkpoints.sparsifyvit.levels import (
     pattern_of_mask,
 )
 from elastic_export.checkpoints.timm_vit import (
-    TRAINING,
     arguments,
     blocks_of,
     check_binary,
-    left_out,
     vit_config,
 )
 from elastic_export.elastic import Supernet
@@ -53,18 +52,18 @@ __all__ = ["SparsifyVitReader"]
 
 _SUPERNET_ORDER = ("attn.proj", "attn.qkv", "mlp.fc1", "mlp.fc2")
 _OPTIONS = ("nm_convention", "allocation")
-_IGNORED = {
-    **TRAINING,
+_REASONS = {
     "args": "the command line of the training; its model name may tell the number of heads",
 }
 
 
 @register_reader
-class SparsifyVitReader:
+class SparsifyVitReader(Reader):
     """DeiTs pruned by shadowpa0327/SparsifyViT."""
 
     name = "sparsifyvit"
     system = "SparsifyViT, one-shot pruned DeiT (shadowpa0327/SparsifyViT)"
+    reasons = MappingProxyType(_REASONS)
 
     def claims(self, source: Source) -> bool:
         """``weight_orig`` beside ``weight_mask``, or settings that only this system has."""
@@ -84,7 +83,7 @@ class SparsifyVitReader:
         found = state_dict_of(source.loaded, prefer=("model",))
         keys = Keys(found.tensors, source.path)
         masks, state = _merged(keys)
-        ignored = keys.finish() | left_out(source.content, _IGNORED)
+        ignored = keys.finish()
         layers = _prunable(state, LINEARS)
         patterns, notes = self._patterns(state, masks, layers, theirs.get("sparsity"), options)
         in_blocks = {k: v for k, v in patterns.items() if k.endswith(LINEARS)}

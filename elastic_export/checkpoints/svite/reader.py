@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from elastic_export.checkpoints.reader import Imported, Keys, Source
+from elastic_export.checkpoints.reader import Imported, Keys, Reader, Source
 from elastic_export.checkpoints.readers import register_reader
 from elastic_export.checkpoints.safe import state_dict_of
 from elastic_export.checkpoints.svite.slim import Live, live_by_masks, live_by_values, slimmed
 from elastic_export.checkpoints.timm_vit import (
-    TRAINING,
     arguments,
     blocks_of,
     check_binary,
-    left_out,
     vit_config,
 )
 from elastic_export.elastic import Supernet
@@ -40,8 +39,7 @@ __all__ = ["SviteReader"]
 _MASKS = ("mask", "atten_mask", "other_mask")
 _STRUCTURED = "structure_new"
 _SELECTOR = r"(?:blocks\.\d+\.attn\.)?gumbel\.(?:weight|bias)"
-_IGNORED = {
-    **TRAINING,
+_REASONS = {
     "args": "the command line of the training; tells the heads, the densities and the tokens",
     "model_ema": "an average over changing topologies, which is dense",
     "mask": "checked against the weights, which are zeroed already",
@@ -53,11 +51,12 @@ _IGNORED = {
 
 
 @register_reader
-class SviteReader:
+class SviteReader(Reader):
     """DeiTs of VITA-Group/SViTE."""
 
     name = "svite"
     system = "SViTE and S²ViTE, sparse DeiT (arXiv 2106.04533)"
+    reasons = MappingProxyType(_REASONS)
 
     def claims(self, source: Source) -> bool:
         """Masks of its kinds beside a model, or a token selector among the names."""
@@ -99,7 +98,7 @@ class SviteReader:
             self.name,
             stored=found.collections,
             used=found.name,
-            ignored=keys.finish() | left_out(content, _IGNORED),
+            ignored=keys.finish(),
             notes=tuple(notes),
         )
 

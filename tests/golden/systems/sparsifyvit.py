@@ -108,6 +108,8 @@ def _ways(
 
 
 def _dense(folder: Path, fixture: Mapping[str, Any], row: str) -> Path | None:
-    prefix = DISTILLED if row.startswith(DISTILLED) else ""
-    names = (f"{prefix}dense.pth", f"{prefix.rstrip('_')}.pth" if prefix else "dense.pth")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    """The dense file of a row's variant, wherever its name says "distil"."""
+    for name in fixture["checkpoints"]:
+        if "dense" in name and ("distil" in name) == row.startswith(DISTILLED):
+            return folder / name
+    return None

@@ -162,7 +162,8 @@ def test_lists_begin_with_proj(kind: str, where: str, write: Write) -> None:
         weight = state[f"{layer}.weight"]
         assert torch.equal(got[f"{layer}.weight"], weight * largest_of_each(weight, n, m)), layer
     buffers = {name for name in state if name.endswith(("_index", "attn_mask"))}
-    assert found.ignored.keys() == buffers
+    beside = {"epoch", "config", "optimizer"} if where == "stored" else set()
+    assert found.ignored.keys() == buffers | beside
 
 
 @pytest.mark.parametrize("kind", ["deit", "swin"])

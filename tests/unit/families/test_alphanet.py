@@ -15,7 +15,7 @@ from elastic_export.config.transform import Transform
 from elastic_export.elastic import Supernet, extract
 from elastic_export.elastic.fold import fold_batchnorm
 from elastic_export.errors import UserError
-from elastic_export.export import export_fp32
+from elastic_export.export import check_no_weight_slices, check_parity, export_fp32
 from elastic_export.families.alphanet import AlphaNet, AlphaNetConfig
 from elastic_export.families.alphanet.config import AlphaNetStage, inner_width
 from elastic_export.families.counters.alphanet import alphanet_mflops, alphanet_params
@@ -190,7 +190,11 @@ def test_it_exports(tmp_path: Path) -> None:
     supernet = filled(CONFIGS["plain head"])
     supernet.to("cpu", torch.float32)
     module = extract(supernet, supernet.space.min()).module
-    assert export_fp32(module, torch.randn(1, 1, 24, 24), tmp_path / "net.onnx").path.is_file()
+    x = torch.randn(1, 1, 24, 24)
+    path = export_fp32(module, x, tmp_path / "net.onnx").path
+    assert check_no_weight_slices(path)["sliced"] == 0
+    with torch.no_grad():
+        assert check_parity(path, x.numpy(), module(x).numpy(), 1e-4)["relative_error"] <= 1e-4
 
 
 def test_the_default_space_is_the_published_one() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elastic_export.elastic import Supernet, extract
 from elastic_export.errors import UserError
-from elastic_export.export import export_fp32
+from elastic_export.export import check_parity, export_fp32
 from elastic_export.families.autoformer import AutoFormer, AutoFormerConfig
 from elastic_export.families.counters.autoformer import autoformer_flops, autoformer_params
 from elastic_export.families.published import published
@@ -162,7 +162,10 @@ def test_the_graph_reads_no_weight_through_a_lookup(tmp_path: Path) -> None:
     supernet = filled(CONFIGS["all flags"])
     spec = supernet.space.canonical({"depth": 1})
     module = extract(supernet, spec).module
-    path = export_fp32(module, torch.randn(1, 3, 20, 20), tmp_path / "net.onnx").path
+    x = torch.randn(1, 3, 20, 20)
+    path = export_fp32(module, x, tmp_path / "net.onnx").path
+    with torch.no_grad():
+        assert check_parity(path, x.numpy(), module(x).numpy(), 1e-4)["relative_error"] <= 1e-4
     graph = onnx.load(path).graph
     constants = {item.name for item in graph.initializer}
     for node in graph.node:

@@ -12,7 +12,7 @@ from elastic_export.checkpoints import save_supernet
 from elastic_export.checkpoints.native import load_supernet
 from elastic_export.elastic import Supernet, extract
 from elastic_export.errors import UserError
-from elastic_export.export import export_fp32
+from elastic_export.export import check_no_weight_slices, check_parity, export_fp32
 from elastic_export.families import get_family
 from elastic_export.families.nested.build import same_in_all_parts
 from elastic_export.families.registry import family_config
@@ -156,7 +156,11 @@ def test_layout_covers_what_is_stored(net: Supernet) -> None:
 def test_levels_are_exported_without_slicing_weights(name: str, tmp_path: Path) -> None:
     net = make(CONFIGS[name])
     module = extract(net, net.space.min()).module
-    export_fp32(module, images(net, 1), tmp_path / "net.onnx")  # compares logits and checks nodes
+    x = images(net, 1)
+    path = export_fp32(module, x, tmp_path / "net.onnx").path
+    assert check_no_weight_slices(path)["sliced"] == 0
+    with torch.no_grad():
+        assert check_parity(path, x.numpy(), module(x).numpy(), 1e-4)["relative_error"] <= 1e-4
 
 
 BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
