@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from elastic_export.pipeline.extracting import extract_one
     from elastic_export.pipeline.flow import STAGES, PlanRow
     from elastic_export.pipeline.inspecting import inspect
+    from elastic_export.pipeline.remote import bench_on, probe_board
     from elastic_export.pipeline.run import Built, build, plan
     from elastic_export.pipeline.single import bench_bundle, export_one
 
@@ -21,17 +22,20 @@ __all__ = [
     "Built",
     "PlanRow",
     "bench_bundle",
+    "bench_on",
     "build",
     "export_one",
     "extract_one",
     "inspect",
     "plan",
+    "probe_board",
 ]
 
 _MODULES = {
     "extracting": ("extract_one",),
     "flow": ("STAGES", "PlanRow"),
     "inspecting": ("inspect",),
+    "remote": ("bench_on", "probe_board"),
     "run": ("Built", "build", "plan"),
     "single": ("bench_bundle", "export_one"),
 }

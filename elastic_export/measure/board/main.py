@@ -1,0 +1,235 @@
+"""The command line of the script on the board."""
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any, Dict, List, Optional
+
+from elastic_export.measure.board.bundle import BoardBundle, open_bundle
+from elastic_export.measure.board.clocks import PinnedClocks
+from elastic_export.measure.board.identity import describe_board, tensorrt_version
+from elastic_export.measure.board.ort import OrtBoardRunner
+from elastic_export.measure.board.power import PowerMeter
+from elastic_export.measure.board.session import (
+    Candidate,
+    check_accuracy,
+    measure_settled,
+    prepare,
+    report_layers,
+)
+from elastic_export.measure.board.shell import Cannot, Teller, find_program, write_json
+from elastic_export.measure.board.tensorrt_module import TensorrtModuleRunner
+from elastic_export.measure.board.trtexec import TrtexecRunner, release_for
+
+__all__ = ["main"]
+
+SCHEMA_VERSION = 1
+MODEL_SAME = ("model", "power_mode", "tensorrt", "python")
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Run the command line; returns the exit code."""
+    chosen = _parser().parse_args(arguments)
+    for name in ("SIGTERM", "SIGHUP"):
+        # So that clocks are restored when the board shuts down or a terminal closes.
+        if hasattr(signal, name) and not chosen.detached:
+            signal.signal(getattr(signal, name), _interrupt)
+    if chosen.command == "probe":
+        print(json.dumps(describe_board(), indent=1, sort_keys=True))
+        return 0
+    teller = Teller(chosen.progress)
+    try:
+        return _measure(chosen, teller)
+    except Cannot as error:
+        print(json.dumps({"error": error.to_json()}))
+        sys.stderr.write("{}\n{}\n".format(error.what, error.remedy))
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; what was finished is in {}.\n".format(chosen.out))
+        return 130
+
+
+def _measure(chosen: Any, teller: Teller) -> int:
+    here = os.path.dirname(os.path.abspath(__file__))
+    bundles = [open_bundle(folder) for folder in [chosen.bundle or here, *chosen.also]]
+    board = describe_board()
+    if chosen.trtexec:
+        board["trtexec"] = chosen.trtexec
+        board["tensorrt"] = tensorrt_version(chosen.trtexec) or board["tensorrt"]
+    candidates = _candidates(bundles, chosen, board, teller)
+    earlier = {} if chosen.fresh else _finished(chosen.out, board)
+    kept = {
+        one.name: earlier[one.name]
+        for one in candidates
+        if earlier.get(one.name, {}).get("sha256") == one.found["sha256"]
+    }
+    candidates = [one for one in candidates if one.name not in kept]
+    for name in sorted(kept):
+        teller.note("{} was measured before; --fresh measures it again".format(name))
+    power = PowerMeter(not chosen.no_power)
+    state: Dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "complete": False,
+        "board": board,
+        "methodology": {
+            "rounds": chosen.rounds,
+            "seconds": chosen.seconds,
+            "warmup_ms": chosen.warmup_ms,
+            "interleaved": True,
+        },
+        "models": kept,
+    }
+    write_json(chosen.out, state)
+    idle: Optional[float] = None
+
+    def keep() -> None:
+        state["models"] = dict(kept, **{one.name: one.result(power, idle) for one in candidates})
+        write_json(chosen.out, state)
+
+    prepare(candidates, teller)
+    keep()
+    check_accuracy(candidates, teller)
+    keep()
+    with PinnedClocks(teller, not chosen.no_clocks) as clocks:
+        state["methodology"].update(clocks_pinned=clocks.pinned, why_not=clocks.why_not)
+        power.start()
+        try:
+            if power.source is not None:
+                begin = time.time()
+                time.sleep(chosen.idle_seconds)
+                idle = power.mean_watts(begin, time.time())
+            measure_settled(
+                candidates,
+                chosen.rounds,
+                chosen.seconds / chosen.rounds,
+                chosen.warmup_ms,
+                clocks.pinned,
+                teller,
+                keep,
+            )
+        finally:
+            power.stop()
+            keep()
+        if not chosen.no_profile:
+            report_layers(candidates, teller)
+    state["complete"] = all(one.usable for one in candidates)
+    keep()
+    teller.phase("Done: {}".format(chosen.out))
+    wrong = any("wrong_logits" in one.flags for one in candidates)
+    return 3 if wrong else 0 if state["complete"] else 1
+
+
+def _candidates(
+    bundles: List[BoardBundle], chosen: Any, board: Dict[str, Any], teller: Teller
+) -> List[Candidate]:
+    names = [bundle.name for bundle in bundles]
+    if len(set(names)) < len(names):
+        raise Cannot("Two of the bundles have the same name.", "Measure them one after the other.")
+    found = []
+    for bundle in bundles:
+        for precision in chosen.precision or bundle.precisions:
+            if precision in bundle.precisions:
+                runner = _runner(bundle, precision, chosen, board, teller)
+                found.append(Candidate(bundle, precision, runner))
+    if not found:
+        raise Cannot(
+            "No bundle has a model of the precision that was asked for.",
+            "There is: {}.".format(", ".join(bundles[0].precisions)),
+        )
+    return found
+
+
+def _runner(
+    bundle: BoardBundle, precision: str, chosen: Any, board: Dict[str, Any], teller: Teller
+) -> Any:
+    """Choose what executes a model here: TensorRT where the bundle is made for it, else the CPU."""
+    wanted = chosen.runtime
+    trtexec = chosen.trtexec or find_program("trtexec", board["trtexec"] or "")
+    if wanted == "auto":
+        made_for = (bundle.manifest.get("runtime") or {}).get("name")
+        if made_for != "tensorrt":
+            wanted = "onnxruntime"
+        else:
+            wanted = "trtexec" if trtexec else "tensorrt"
+    onnx, digest = bundle.model(precision), bundle.digest(precision)
+    ports = bundle.manifest["inputs"] + bundle.manifest["outputs"]
+    shapes = {port["name"]: port["shape"] for port in ports}
+    if wanted == "onnxruntime":
+        return OrtBoardRunner(onnx, shapes["input"], chosen.threads)
+    folder = chosen.engine_dir or os.path.abspath(bundle.folder) + ".engine"
+    release = release_for(bundle.plan, precision, board["tensorrt"] or _module_version())
+    # An engine holds kernels that were chosen at one mode's clocks, for one release alone.
+    made_by = "-".join(part for part in (board["tensorrt"], board["power_mode"]) if part)
+    if wanted == "trtexec":
+        if not trtexec:
+            raise Cannot(
+                "trtexec was not found.",
+                "Install TensorRT (JetPack brings it), or give its path with --trtexec.",
+            )
+        return TrtexecRunner(trtexec, onnx, digest, release, made_by, folder, teller)
+    return TensorrtModuleRunner(onnx, digest, release, shapes, folder, teller)
+
+
+def _module_version() -> Optional[str]:
+    try:
+        module: Any = importlib.import_module("tensorrt")
+    except ImportError:
+        return None
+    return str(module.__version__)
+
+
+def _finished(path: str, board: Dict[str, Any]) -> Dict[str, Any]:
+    """Return what an earlier run on the same board, mode and software finished."""
+    try:
+        with open(path) as file:
+            state = json.load(file)
+        if any(state["board"].get(key) != board.get(key) for key in MODEL_SAME):
+            return {}
+        rounds = state["methodology"]["rounds"]
+        return {
+            name: one
+            for name, one in state["models"].items()
+            if one.get("error") is None and len(one.get("samples_ms") or []) >= rounds
+        }
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return {}
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="on_device.py", description="Measures the models of a bundle on this machine."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.required = True
+    commands.add_parser("probe", help="print what this machine is, as JSON")
+    run = commands.add_parser("run", help="build, check and measure")
+    run.add_argument("bundle", nargs="?", help="bundle folder (default: where the script lies)")
+    run.add_argument("--with", dest="also", action="append", default=[], metavar="BUNDLE")
+    run.add_argument("--out", default="result.json", help="the result, JSON")
+    run.add_argument("--precision", action="append", help="measure only these")
+    run.add_argument("--seconds", type=float, default=15.0, help="measured time of each model")
+    run.add_argument("--rounds", type=int, default=10, help="samples of each model")
+    run.add_argument("--warmup-ms", type=int, default=1000, help="before each sample")
+    run.add_argument("--idle-seconds", type=float, default=5.0, help="to see the idle power")
+    run.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
+    run.add_argument(
+        "--runtime", default="auto", choices=["auto", "trtexec", "tensorrt", "onnxruntime"]
+    )
+    run.add_argument("--trtexec", help="path of trtexec")
+    run.add_argument("--engine-dir", help="where engines go (default: beside the bundle)")
+    run.add_argument("--no-clocks", action="store_true", help="leave the clocks alone")
+    run.add_argument("--no-power", action="store_true", help="read no power")
+    run.add_argument("--no-profile", action="store_true", help="no second run for layer times")
+    run.add_argument("--fresh", action="store_true", help="measure finished models again")
+    run.add_argument("--progress", default="plain", choices=["plain", "json"])
+    run.add_argument("--detached", action="store_true", help="go on when the connection is lost")
+    parser.set_defaults(detached=False, progress="plain", out="result.json")
+    return parser

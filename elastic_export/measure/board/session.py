@@ -1,0 +1,230 @@
+"""One visit to the board: every model prepared, checked, and timed turn by turn."""
+
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from elastic_export.measure.board.bundle import BoardBundle
+from elastic_export.measure.board.identity import gpu_clock_mhz, power_mode, temperatures
+from elastic_export.measure.board.power import PowerMeter
+from elastic_export.measure.board.sample import compare_logits, read_sample
+from elastic_export.measure.board.shell import Cannot, Teller
+from elastic_export.measure.board.stats import MIN_SAMPLES, median, summary, unsettled_because
+
+__all__ = ["Candidate", "check_accuracy", "measure_settled", "prepare", "report_layers"]
+
+HOT_CELSIUS = 90.0
+SLOWED = 0.9
+
+
+class Candidate:
+    """A model to measure: where it comes from, what runs it, and what was found so far."""
+
+    def __init__(self, bundle: BoardBundle, precision: str, runner: Any) -> None:
+        self.bundle = bundle
+        self.precision = precision
+        self.runner = runner
+        self.latency: List[List[float]] = []
+        self.compute: List[List[float]] = []
+        self.windows: List[Tuple[float, float]] = []
+        self.flags: List[str] = []
+        self.found: Dict[str, Any] = {
+            "file": bundle.manifest["models"][precision],
+            "sha256": bundle.digest(precision),
+            "runtime": runner.runtime,
+            "error": None,
+        }
+
+    @property
+    def name(self) -> str:
+        """``BUNDLE/PRECISION``."""
+        return "{}/{}".format(self.bundle.name, self.precision)
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing has gone wrong with it."""
+        return self.found["error"] is None
+
+    def flag(self, name: str) -> None:
+        """Mark the result, once."""
+        if name not in self.flags:
+            self.flags.append(name)
+
+    @property
+    def unsettled(self) -> str:
+        """Why its samples are not settled; empty where they are."""
+        return unsettled_because([median(part) for part in self.latency])
+
+    def take_series(self) -> Tuple[List[List[float]], List[List[float]], List[Tuple[float, float]]]:
+        """Return the samples so far and begin anew."""
+        series = (self.latency, self.compute, self.windows)
+        self.latency, self.compute, self.windows = [], [], []
+        return series
+
+    def result(self, power: PowerMeter, idle_w: Optional[float]) -> Dict[str, Any]:
+        """Describe what was measured so far."""
+        found = dict(self.found, flags=list(self.flags))
+        every = [value for part in self.latency for value in part]
+        if not every:
+            return found
+        why = self.unsettled
+        found["latency_ms"] = summary(every)
+        compute = [value for part in self.compute for value in part]
+        found["gpu_compute_ms"] = summary(compute) if compute else None
+        found["samples_ms"] = [median(part) for part in self.latency]
+        found["settled"] = not why
+        found["why"] = why
+        seconds = sum(end - begin for begin, end in self.windows)
+        found["throughput_per_s"] = 1000.0 * self.bundle.batch_size / found["latency_ms"]["mean"]
+        # Work runs during a part of the window only (loading, warm-up), so this bounds from above.
+        found["window_s"] = round(seconds, 3)
+        found["energy_mj"] = power.per_inference(self.windows, len(every), idle_w)
+        return found
+
+
+def prepare(candidates: List[Candidate], teller: Teller) -> None:
+    """Build or load every model; one that fails is left out with its reason."""
+    teller.phase("Preparing {} model(s)".format(len(candidates)), len(candidates))
+    for number, one in enumerate(candidates, 1):
+        try:
+            one.found["built"] = one.runner.prepare()
+        except Cannot as error:
+            one.found["error"] = error.to_json()
+            one.found["log_tail"] = one.runner.log_tail()
+        teller.step(one.name, number, len(candidates))
+
+
+def check_accuracy(candidates: List[Candidate], teller: Teller) -> None:
+    """Compare the logits of the sample images with the expected ones."""
+    teller.phase("Checking the sample images", len(candidates))
+    for number, one in enumerate(candidates, 1):
+        path = one.bundle.sample
+        if one.usable and path is not None:
+            try:
+                sample = read_sample(path)
+                expected = sample.logits[one.precision]
+                batches = sample.batches(one.bundle.batch_size)
+                rows = one.runner.logits(batches, len(expected[0]))[: len(expected)]
+                tolerance = one.bundle.tolerance(one.precision)
+                one.found["accuracy"] = compare_logits(rows, expected, tolerance)
+                if not one.found["accuracy"]["ok"]:
+                    one.flag("wrong_logits")
+            except Cannot as error:
+                one.found["accuracy"] = None
+                teller.note("{}: {}".format(one.name, error.what))
+            except (KeyError, ValueError) as error:
+                one.found["accuracy"] = None
+                teller.note("{}: the sample does not fit ({})".format(one.name, error))
+        teller.step(one.name, number, len(candidates))
+
+
+def measure_settled(
+    candidates: List[Candidate],
+    rounds: int,
+    seconds: float,
+    warmup_ms: int,
+    pinned: bool,
+    teller: Teller,
+    after_round: Callable[[], None],
+) -> None:
+    """Time all candidates turn by turn, and all of them once more where one is unsettled.
+
+    Only samples of the same rounds can be compared, so it is all or none; the attempt in which
+    more candidates settled counts. Arguments as in ``_measure_rounds``.
+    """
+    _measure_rounds(candidates, rounds, seconds, warmup_ms, pinned, teller, after_round)
+    live = [one for one in candidates if one.usable]
+    before = sum(not one.unsettled for one in live)
+    if rounds < MIN_SAMPLES or before == len(live):
+        return
+    teller.note("a measurement did not settle; all are taken once more")
+    kept = {one.name: one.take_series() for one in live}
+    _measure_rounds(live, rounds, seconds, warmup_ms, pinned, teller, after_round)
+    if sum(not one.unsettled for one in live) < before or any(not one.usable for one in live):
+        for one in live:
+            one.latency, one.compute, one.windows = kept[one.name]
+            one.found["error"] = None
+        after_round()
+
+
+def _measure_rounds(
+    candidates: List[Candidate],
+    rounds: int,
+    seconds: float,
+    warmup_ms: int,
+    pinned: bool,
+    teller: Teller,
+    after_round: Callable[[], None],
+) -> None:
+    """Time all candidates, one sample each a round, in an order that rotates and turns.
+
+    Args:
+        candidates: Those that could be prepared.
+        rounds: How many samples each gets.
+        seconds: Length of a sample.
+        warmup_ms: Before each sample.
+        pinned: Clocks should not move.
+        teller: Told of every sample.
+        after_round: Called after each round, to keep what there is.
+    """
+    names = [one for one in candidates if one.usable]
+    total, done = rounds * len(names), 0
+    teller.phase("Measuring, {} rounds".format(rounds), total)
+    mode = power_mode()[0]
+    highest = 0.0
+    for number in range(rounds):
+        for one in _order(names, number):
+            begin = time.time()
+            try:
+                latency, compute = one.runner.sample(seconds, warmup_ms)
+            except Cannot as error:
+                one.found["error"] = error.to_json()
+                continue
+            end = time.time()
+            # trtexec loads first and warms up; the measured part is at the end of its run.
+            one.windows.append((max(begin, end - sum(latency) / 1000.0), end))
+            one.latency.append(latency)
+            if compute:
+                one.compute.append(compute)
+            highest = max(highest, _watch(one, pinned, highest, mode))
+            done += 1
+            teller.step(one.name, done, total)
+        names = [one for one in names if one.usable]
+        after_round()
+
+
+def report_layers(candidates: List[Candidate], teller: Teller) -> None:
+    """Profile each engine in a run of its own."""
+    teller.phase("Profiling layers", len(candidates))
+    for number, one in enumerate(candidates, 1):
+        if one.usable:
+            try:
+                one.found["layers"] = one.runner.layers()
+            except Cannot as error:
+                one.found["layers"] = None
+                teller.note("{}: {}".format(one.name, error.what))
+        teller.step(one.name, number, len(candidates))
+
+
+def _order(candidates: List[Candidate], number: int) -> List[Candidate]:
+    """Rotate, and run every second round backwards, so that positions are balanced."""
+    if not candidates:
+        return []
+    shift = (number // 2) % len(candidates)
+    rotated = candidates[shift:] + candidates[:shift]
+    return rotated[::-1] if number % 2 else rotated
+
+
+def _watch(one: Candidate, pinned: bool, highest: float, mode: Optional[str]) -> float:
+    """Mark what makes a sample doubtful; return the clock seen."""
+    hot = max(temperatures().values() or [0.0])
+    clock = gpu_clock_mhz() or 0.0
+    one.found["max_temperature_c"] = max(hot, one.found.get("max_temperature_c", 0.0))
+    if clock:
+        one.found["min_gpu_clock_mhz"] = min(clock, one.found.get("min_gpu_clock_mhz", clock))
+    if hot > HOT_CELSIUS or (pinned and clock and clock < SLOWED * highest):
+        one.flag("throttled")
+    if not pinned:
+        one.flag("unpinned")
+    if power_mode()[0] != mode:
+        one.flag("mode_changed")
+    return clock

@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""A stand-in for NVIDIA's trtexec: its command line, logs and files, computed on the CPU.
+
+It is not TensorRT. An "engine" of it is a copy of the ONNX file, which ONNX Runtime executes, so
+that logits are real; times are measured on that. The formats are those of
+``samples/common/sampleReporting.cpp`` and ``sampleOptions.cpp`` of the releases named below.
+Environment: STAND_IN_VERSION (such as 10.3.0), STAND_IN_FAIL (``memory:MIB``: builds with more
+workspace run out of memory; ``disk``, ``parse``, ``killed``), STAND_IN_SECONDS (how long a timing
+sleeps instead of the asked duration).
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+
+VERSION = os.environ.get("STAND_IN_VERSION", "10.3.0")
+FAIL = os.environ.get("STAND_IN_FAIL", "")
+REMOVED = {
+    8: ("--stronglyTyped",),
+    10: ("--buildOnly", "--workspace", "--explicitBatch"),
+    11: ("--buildOnly", "--workspace", "--fp16", "--int8", "--best"),
+}
+ADDED = {"--skipInference": (8, 6), "--builderOptimizationLevel": (8, 6), "--memPoolSize": (8, 4)}
+
+
+def say(line):
+    """Write a line of the log."""
+    sys.stdout.write(line + "\n")
+
+
+def main():
+    """Do what the arguments ask for, as trtexec would."""
+    numbers = [int(part) for part in VERSION.split(".")]
+    arguments = dict(one.partition("=")[::2] for one in sys.argv[1:])
+    digits = numbers[0] * (1000 if numbers[0] < 10 else 10000) + numbers[1] * 100 + numbers[2]
+    say(f"&&&& RUNNING TensorRT.trtexec [TensorRT v{digits:04d}] # {' '.join(sys.argv)}")
+    if "--help" in arguments:
+        return 0
+    for name in arguments:
+        first = ADDED.get(name)
+        if name in REMOVED.get(numbers[0], ()) or (first and tuple(numbers[:2]) < first):
+            say(f"[E] Unknown option: {name} {arguments[name]}")
+            say(f"&&&& FAILED TensorRT.trtexec [TensorRT v{digits:04d}]")
+            return 1
+    engine = arguments.get("--loadEngine")
+    if "--onnx" in arguments:
+        code = build(arguments, numbers)
+        if code or "--buildOnly" in arguments or "--skipInference" in arguments:
+            return code
+        engine = arguments["--saveEngine"]
+    if not engine or not os.path.exists(engine):
+        say("[E] Error opening engine file")
+        return 1
+    with open(engine, "rb") as file:
+        made_by, _, model = file.read().partition(b"\n")
+    if made_by.decode() != VERSION:
+        say(f"[E] The engine plan file is not compatible: expecting {VERSION} got {made_by!r}")
+        return 1
+    time_it(arguments, numbers, model)
+    return 0
+
+
+def build(arguments, numbers):
+    """Copy the model, with the builder's lines in the log."""
+    pool = arguments.get("--memPoolSize", "") or arguments.get("--workspace", "")
+    mib = float(pool.split(":")[-1] or 16)
+    say("[V] [TRT] Parsing node: conv1 [Conv]")
+    if FAIL == "parse":
+        say("[E] [TRT] ModelImporter.cpp:726: ERROR: importFallbackPluginImporter: no importer")
+        say("[E] Failed to parse onnx file")
+        return 1
+    if FAIL == "disk":
+        say("[E] Could not write engine: No space left on device")
+        return 1
+    if FAIL.startswith("memory:") and mib > float(FAIL.partition(":")[2]):
+        say("[W] [TRT] Requested amount of GPU memory could not be allocated")
+        say("[E] [TRT] 1: [cudaResources] OutOfMemory (no further information)")
+        return 1
+    if FAIL == "killed" and mib > 200:
+        os.kill(os.getpid(), 9)
+    if "--sparsity" in arguments:
+        say("[I] [TRT] (Sparsity) Layers eligible for sparse math: fc1, fc2")
+        say("[I] [TRT] (Sparsity) TRT inference plan picked sparse implementation for layers: fc1")
+    with open(arguments["--onnx"], "rb") as source, open(arguments["--saveEngine"], "wb") as sink:
+        sink.write(VERSION.encode() + b"\n")
+        shutil.copyfileobj(source, sink)
+    say("[I] Engine built in 1.5 sec.")
+    return 0
+
+
+def time_it(arguments, numbers, model):
+    """Run the model and write the files that were asked for."""
+    import numpy
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (port,) = session.get_inputs()
+    image = numpy.zeros(port.shape, dtype=numpy.float32)
+    for spec in arguments.get("--loadInputs", "").split(","):
+        if spec:
+            image = numpy.fromfile(spec.split(":", 1)[1], dtype="<f4").reshape(port.shape)
+    asked = float(arguments.get("--duration", "3"))
+    seconds = min(asked, float(os.environ.get("STAND_IN_SECONDS", "0.05")))
+    count, rows, outputs = int(arguments.get("--iterations", "10")), [], []
+    end = time.perf_counter() + seconds
+    while len(rows) < count or time.perf_counter() < end:
+        begin = time.perf_counter()
+        outputs = session.run(None, {port.name: image})
+        ms = 1000 * (time.perf_counter() - begin)
+        row = {"computeMs": ms * 0.9, "latencyMs": ms, "h2dMs": 0.0, "d2hMs": 0.0}
+        if numbers[:2] == [8, 2]:
+            row["endToEndMs"] = 2 * ms
+        rows.append(row)
+    write(arguments.get("--exportTimes"), rows)
+    found = [
+        {"name": out.name, "dimensions": "x".join(map(str, v.shape)), "values": v.ravel().tolist()}
+        for out, v in zip(session.get_outputs(), outputs, strict=True)
+    ]
+    write(arguments.get("--exportOutput"), found)
+    profile = [{"count": len(rows)}]
+    for number, name in enumerate(("fc1", "_gemm_mha_v2 attention", "fc2")):
+        ms = float(3 - number)
+        row = {"name": name, "timeMs": ms * len(rows), "averageMs": ms, "percentage": 33.3}
+        if numbers[:2] != [8, 2]:
+            row["medianMs"] = ms
+        profile.append(row)
+    write(arguments.get("--exportProfile"), profile)
+    kind = "Format/Datatype"
+    layers = [
+        {"Name": "fc1", "LayerType": "gemm", "Inputs": [{kind: "Int8"}], "TacticName": "sparse_i8"},
+        {"Name": "_gemm_mha_v2", "LayerType": "kgen", "Inputs": [{kind: "Half"}], "TacticName": ""},
+        {"Name": "fc2", "LayerType": "gemm", "Inputs": [{kind: "Half"}], "TacticName": "f16"},
+    ]
+    key = "I/O Tensors" if numbers[0] >= 11 else "Bindings"
+    write(arguments.get("--exportLayerInfo"), {"Layers": layers, key: ["input", "logits"]})
+    say("[I] === Performance summary ===")
+
+
+def write(path, content):
+    """Write a file where one was asked for."""
+    if path:
+        with open(path, "w") as file:
+            json.dump(content, file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

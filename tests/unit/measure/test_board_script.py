@@ -1,0 +1,264 @@
+"""``on_device.py`` as a person at the board runs it: a process, a bundle, and what it leaves.
+
+ONNX Runtime measures for real. trtexec, jetson_clocks, nvpmodel and tegrastats are stand-ins that
+reproduce the recorded formats of each release (``tests/board``); they compute logits for real.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic_export.measure.board.compose import SCRIPT
+from tests.board.bundles import RELEASES, make_bundle, network
+
+STAND_INS = Path(__file__).parents[2] / "board"
+
+
+class Board:
+    """A bundle, a private PATH with stand-ins, and the script."""
+
+    def __init__(self, tmp_path: Path, runtime: str = "onnxruntime") -> None:
+        self.tmp = tmp_path
+        self.bundle = make_bundle(tmp_path / "bundle", runtime)
+        self.bin = tmp_path / "bin"
+        self.bin.mkdir()
+        self.out = tmp_path / "result.json"
+        self.environment = {
+            **os.environ,
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def install(self, name: str, text: str) -> None:
+        path = self.bin / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def install_trtexec(self, version: str, **more: str) -> None:
+        stand_in = STAND_INS / "trtexec_stand_in.py"
+        self.install("trtexec", f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n')
+        self.environment.update(STAND_IN_VERSION=version, **more)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [
+            sys.executable,
+            str(self.bundle / SCRIPT),
+            "run",
+            "--out",
+            str(self.out),
+            "--seconds=0.2",
+            "--warmup-ms=10",
+            *arguments,
+        ]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return json.loads(self.out.read_text())
+
+
+def test_onnx_runtime_measures_for_real(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    done = board.run("--progress=json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {"phase", "progress"} <= {event["event"] for event in events}
+    result = board.result
+    assert result["complete"]
+    assert set(result["models"]) == {"tiny/fp32", "tiny/int8"}
+    for model in result["models"].values():
+        assert model["error"] is None
+        assert model["accuracy"]["ok"]
+        assert len(model["samples_ms"]) == 10
+        figures = model["latency_ms"]
+        assert 0 < figures["min"] <= figures["median"] <= figures["p90"] <= figures["p99"]
+        assert model["settled"] == (model["why"] == "")
+        assert "unpinned" in model["flags"]
+    again = board.run("--progress=json")
+    assert again.returncode == 0
+    assert "measured before" in again.stderr
+    assert board.result["models"] == result["models"]
+
+
+def test_logits_that_differ_are_told(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    other = make_bundle(tmp_path / "other", name="other")
+    shutil.rmtree(tmp_path / "other.work")
+    manifest = json.loads((other / "manifest.json").read_text())
+    network(other / "model.int8.onnx", 1.5)
+    done = board.run("--with", str(other))
+    assert done.returncode == 1
+    assert "was changed" in done.stderr
+    # Somebody who changes the model and its digest is found out by the sample.
+    digest = hashlib.sha256((other / "model.int8.onnx").read_bytes()).hexdigest()
+    manifest["files"]["model.int8.onnx"]["sha256"] = digest
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    done = board.run("--with", str(other), "--precision=int8")
+    assert done.returncode == 3, done.stderr
+    models = board.result["models"]
+    assert models["tiny/int8"]["accuracy"]["ok"]
+    assert not models["other/int8"]["accuracy"]["ok"]
+    assert "wrong_logits" in models["other/int8"]["flags"]
+
+
+@pytest.mark.parametrize("version", RELEASES)
+def test_trtexec_of_every_release(tmp_path: Path, version: str) -> None:
+    board = Board(tmp_path, "tensorrt")
+    board.install_trtexec(version)
+    done = board.run("--no-clocks", "--rounds=2", "--precision=int8")
+    assert done.returncode == 0, done.stderr
+    result = board.result
+    assert result["board"]["tensorrt"] == version
+    for model in result["models"].values():
+        assert model["runtime"] == "trtexec"
+        assert model["accuracy"]["ok"], model
+        assert model["built"]["workspace_mb"] == 1024
+        assert model["gpu_compute_ms"]["median"] < model["latency_ms"]["median"]
+        assert not model["settled"]
+        layers = model["layers"]
+        assert layers["eligible_sparse"] == ["fc1", "fc2"]
+        assert layers["picked_sparse"] == ["fc1"]
+        assert layers["fused_attention"] == 1
+        assert layers["int8_layers"] == 1
+        assert next(row["name"] for row in layers["profile"]) == "fc1"
+    again = board.run("--no-clocks", "--rounds=1", "--fresh", "--no-profile", "--precision=int8")
+    assert again.returncode == 0
+    assert board.result["models"]["tiny/int8"]["built"]["reused"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "mib", "retries"), [("memory:300", 256, 2), ("killed", 128, 3)]
+)
+def test_little_memory_is_tried_with_less(
+    tmp_path: Path, failure: str, mib: int, retries: int
+) -> None:
+    board = Board(tmp_path, "tensorrt")
+    board.install_trtexec("8.5.2", STAND_IN_FAIL=failure)
+    done = board.run("--no-clocks", "--rounds=2", "--precision=int8", "--no-profile")
+    assert done.returncode == 0, done.stderr
+    built = board.result["models"]["tiny/int8"]["built"]
+    assert (built["workspace_mb"], built["retries"]) == (mib, retries)
+    assert "trying 512 MiB" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("failure", "what"),
+    [("disk", "disk is full"), ("parse", "Failed to parse onnx file"), ("memory:1", "memory")],
+)
+def test_a_build_that_fails_is_told(tmp_path: Path, failure: str, what: str) -> None:
+    board = Board(tmp_path, "tensorrt")
+    board.install_trtexec("10.3.0", STAND_IN_FAIL=failure)
+    done = board.run("--no-clocks", "--rounds=2")
+    assert done.returncode == 1
+    result = board.result
+    assert not result["complete"]
+    for model in result["models"].values():
+        assert what in model["error"]["what"]
+        assert model["error"]["remedy"]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_release_the_bundle_was_not_made_for(tmp_path: Path) -> None:
+    board = Board(tmp_path, "tensorrt")
+    board.install_trtexec("8.0.1")
+    done = board.run()
+    assert done.returncode == 1
+    assert "was not made for TensorRT 8.0.1" in done.stderr
+
+
+def test_neither_trtexec_nor_the_module(tmp_path: Path) -> None:
+    board = Board(tmp_path, "tensorrt")
+    done = board.run()
+    assert done.returncode == 1
+    assert "TensorRT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+JETSON_CLOCKS = """#!/bin/sh
+echo "$@" >> "{log}"
+case "$1" in
+  --store) echo stored > "$2" ;;
+esac
+"""
+NVPMODEL = """#!/bin/sh
+echo "NV Power Mode: MODE_15W"
+echo 0
+"""
+TEGRASTATS = """#!/bin/sh
+while :; do
+  echo "RAM 2448/7620MB GR3D_FREQ 0% VDD_IN 5000mW/5000mW VDD_SOC 1387mW/1387mW"
+  sleep 0.05
+done
+"""
+
+
+def jetson(board: Board) -> Path:
+    log = board.tmp / "clocks.log"
+    board.install("jetson_clocks", JETSON_CLOCKS.format(log=log))
+    board.install("nvpmodel", NVPMODEL)
+    board.install("tegrastats", TEGRASTATS)
+    board.install("sudo", '#!/bin/sh\nshift\nexec "$@"\n')
+    return log
+
+
+def test_clocks_power_and_mode(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    log = jetson(board)
+    done = board.run("--precision=fp32", "--seconds=4", "--idle-seconds=0.5")
+    assert done.returncode == 0, done.stderr
+    calls = log.read_text().splitlines()
+    assert [call.split()[0] if call else "pin" for call in calls] == ["--store", "pin", "--restore"]
+    result = board.result
+    assert result["board"]["power_mode"] == "15W"
+    assert result["methodology"]["clocks_pinned"]
+    model = result["models"]["tiny/fp32"]
+    assert "unpinned" not in model["flags"]
+    energy = model["energy_mj"]
+    assert energy["rail"] == "VDD_IN"
+    assert energy["idle_w"] == pytest.approx(5.0)
+    assert energy["load_w"] == pytest.approx(5.0)
+    assert energy["net_of_idle"] == pytest.approx(0.0, abs=1e-6)
+    assert energy["per_inference"] > 0
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_restores_the_clocks(tmp_path: Path, kind: signal.Signals) -> None:
+    board = Board(tmp_path)
+    log = jetson(board)
+    process = subprocess.Popen(
+        board.command("--seconds=60", "--precision=fp32"),
+        env=board.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background shell ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.time() + 60
+    while "--store" not in (log.read_text() if log.exists() else "") and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(kind)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert log.read_text().splitlines()[-1].startswith("--restore")
+    assert not board.result["complete"]
+    assert "Traceback" not in err
