@@ -2,46 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from elastic_export.cli.errors import command
 from elastic_export.cli.options import JsonOption, QuietOption, TargetArgument, VerboseOption
 
+if TYPE_CHECKING:
+    from elastic_export.config.target import Target
+    from elastic_export.config.targets import ResolvedTarget
+
 __all__ = ["app"]
 
-app = typer.Typer(help="Devices: list them, show one.", no_args_is_help=True)
+app = typer.Typer(help="Devices: list them, show one, ask a board.", no_args_is_help=True)
+
+_CEILING = (
+    "Peak rates of the GPU, 10^12 operations per second: a ceiling, no forecast; a DLA by itself"
+)
+# What `show` sets side by side for the power modes, beside the peak rates between them.
+_BEFORE = {"SM": "sms", "GHz": "boost_ghz"}
+_AFTER = {"GB/s": "bandwidth_gbs", "W": "tdp_w", "DLA int8 2:4": "dla_int8_2_4_tops"}
 
 
 @app.command("list")
 def list_targets(
     as_json: JsonOption = False, quiet: QuietOption = False, verbose: VerboseOption = False
 ) -> None:
-    """List the shipped targets."""
+    """List the targets: the shipped ones and your own."""
     with command(as_json, quiet, verbose) as output:
-        from elastic_export import resources
-        from elastic_export.cli.tables import table
+        from elastic_export.cli.tables import table, titled
+        from elastic_export.config.peaks import figure
+        from elastic_export.config.target_files import all_targets
         from elastic_export.config.targets import load_target
 
-        found = [load_target(name).target for name in resources.names("targets")]
+        found = [load_target(name) for name in all_targets()]
+        data = [_summary(target) for target in found]
         rows = [
             (
-                target.name,
-                target.title,
-                [entry.name for entry in target.software],
-                target.power_modes,
-                list(target.flavours),
-                target.sparse_2_4,
-                sum(not peak.verified for peak in target.peaks.values()),
+                summary["name"],
+                f"{target.target.sm / 10:.1f}" if target.target.sm else None,
+                figure(target.target, "memory_gb", target.power_mode),
+                summary["peak_rates"].get("int8"),
+                summary["peak_rates"].get("fp16"),
+                target.target.sparse_2_4,
+                figure(target.target, "bandwidth_gbs", target.power_mode),
+                target.power_mode,
+                [entry.name for entry in target.target.software],
+                f"{summary['unverified']} of {len(target.target.peaks)}",
             )
-            for target in found
+            for target, summary in zip(found, data, strict=True)
         ]
-        headers = ("target", "device", "software", "modes", "precisions", "2:4", "unverified")
+        headers = ("target", "sm", "GB", "int8", "fp16", "2:4", "GB/s", "mode", "software")
+        title = "int8, fp16: dense peak of the GPU in the default mode, 10^12/s (a ceiling)"
         output.result(
-            {"targets": [target.model_dump(mode="json") for target in found]},
-            table(headers, rows),
-            short="\n".join(target.name for target in found),
+            {"targets": data},
+            titled(title, table((*headers, "unverified"), rows)),
+            short="\n".join(summary["name"] for summary in data),
         )
 
 
@@ -62,37 +80,132 @@ def show_target(
 
         found = load_target(target)
         profile, software = found.target, found.software
-        rates = {mode: peak_rates(profile, mode) for mode in profile.power_modes or (None,)}
-        data: dict[str, Any] = {
+        rates = {mode: peak_rates(profile, mode) for mode in found.power_modes or (None,)}
+        data = {
             "identity": found.identity,
             "target": profile.model_dump(mode="json"),
+            "build_on": found.build_on,
             "peak_rates": {mode or "default": values for mode, values in rates.items()},
+            "unverified": _summary(found)["unverified"],
         }
         general = facts(
             {
                 "device": profile.title,
+                "also called": profile.aliases,
                 "compute capability": f"{profile.sm / 10:.1f}" if profile.sm else None,
                 "runtime": f"{software.runtime} {software.runtime_version}",
                 "ONNX opset up to": software.max_opset,
                 "precisions": found.flavours,
                 "2:4 is skipped": profile.sparse_2_4,
                 "engine is built": {"none": "not at all", "anywhere": "on any machine"}.get(
-                    profile.build_on, "on the device"
+                    found.build_on, "on the device"
                 ),
-                "power modes": profile.power_modes,
+                "power modes": found.power_modes,
             }
         )
+        releases = [
+            (
+                entry.name,
+                f"{entry.runtime} {entry.runtime_version}",
+                entry.max_opset,
+                list((entry.flavours or profile.flavours).values()),
+                entry.power_modes or ("all" if profile.power_modes else None),
+                "" if entry.verified else "unverified",
+                entry.source,
+            )
+            for entry in profile.software
+        ]
         figures = [
             (name, peak.value, "" if peak.verified else "unverified", peak.source)
             for name, peak in profile.peaks.items()
         ]
         parts: list[Any] = [titled(found.identity, general)]
         if any(rates.values()):
-            names = list(next(values for values in rates.values() if values))
-            lines = [[mode or "", *values.values()] for mode, values in rates.items()]
-            title = "Peak rates of the GPU, 10^12 operations per second (a ceiling, no forecast)"
-            parts += ["", titled(title, table(["mode", *names], lines))]
+            parts += ["", titled(_CEILING, table(*_by_mode(profile, rates)))]
+        headers = ("software", "runtime", "opset", "forms", "power modes", "", "source")
+        parts.append(table(headers, releases))
         if figures:
             parts.append(table(("figure", "value", "", "source"), figures))
         parts += [f"- {note}" for note in profile.notes]
         output.result(data, Group(*parts), short=found.identity)
+
+
+@app.command("probe")
+def probe_target(
+    destination: Annotated[str, typer.Argument(metavar="USER@BOARD", show_default=False)],
+    python: Annotated[str, typer.Option(help="The interpreter there.")] = "python3",
+    ssh_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead of ~/.ssh/config.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the proposed profile there.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Ask a board over ssh what it is, and say which target that is.
+
+    Where no profile fits, one is proposed; what it cannot know has to be looked up.
+    """
+    with command(as_json, quiet, verbose) as output:
+        from rich.console import Group
+
+        from elastic_export import pipeline
+        from elastic_export.cli.tables import facts, titled
+        from elastic_export.measure.proposal import propose
+
+        with output.task(f"asking {destination}"):
+            board = pipeline.probe_board(destination, ssh_config=ssh_config, python=python)
+        found = propose(board)
+        text = _as_yaml(found.profile) if found.profile else ""
+        if save is not None and text:
+            from elastic_export.artifacts.files import write_atomically
+
+            write_atomically(save, text.encode())
+        verdict = found.identity or "no target fits"
+        parts: list[Any] = [titled(f"{destination}: {verdict}", facts(board))]
+        parts += [f"- {note}" for note in found.notes]
+        if text and save is None:
+            from rich.text import Text
+
+            parts += ["", "A profile to complete (--save FILE keeps it):", "", Text(text)]
+        data = {
+            "board": board,
+            "identity": found.identity,
+            "notes": list(found.notes),
+            "profile": found.profile or None,
+        }
+        output.result(data, Group(*parts), short=found.identity or "")
+
+
+def _as_yaml(profile: dict[str, Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True))
+
+
+def _summary(found: ResolvedTarget) -> dict[str, Any]:
+    """The profile, with what follows from it in the mode and software that were chosen."""
+    from elastic_export.config.peaks import peak_rates, unverified
+
+    return found.target.model_dump(mode="json") | {
+        "identity": found.identity,
+        "peak_rates": peak_rates(found.target, found.power_mode),
+        "unverified": unverified(found.target),
+    }
+
+
+def _by_mode(
+    profile: Target, rates: dict[str | None, dict[str, float]]
+) -> tuple[list[str], list[list[Any]]]:
+    """Headers and one row for each power mode; what no mode has a value of is left out."""
+    from elastic_export.config.peaks import figure
+
+    columns: dict[str, list[Any]] = {"mode": list(rates)}
+    columns |= {title: [figure(profile, key, m) for m in rates] for title, key in _BEFORE.items()}
+    names = next(values for values in rates.values() if values)
+    columns |= {name: [values.get(name) for values in rates.values()] for name in names}
+    columns |= {title: [figure(profile, key, m) for m in rates] for title, key in _AFTER.items()}
+    kept = {title: cells for title, cells in columns.items() if any(c is not None for c in cells)}
+    return list(kept), [list(row) for row in zip(*kept.values(), strict=True)]

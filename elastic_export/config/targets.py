@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from elastic_export import resources
-from elastic_export.config.problems import validated
-from elastic_export.config.reading import read_mapping
 from elastic_export.config.recipe import Recipe
 from elastic_export.config.target import Flavour, Precision, Software, Target
-from elastic_export.errors import UserError, did_you_mean
+from elastic_export.config.target_files import find_target
+from elastic_export.errors import UserError
 
 __all__ = ["ResolvedTarget", "check_target", "load_target"]
 
-_OLD_NANO = "the Jetson Nano of 2019 (Maxwell) has neither INT8 nor 2:4 and no profile here"
 _FORM = "NAME@SOFTWARE:MODE, for example orin-nano-8gb@jp6.2:15W"
 # Graphs are lowered to 13 at the least; FP16 scales are valid ONNX from 19 on, and the integer
 # forms for ONNX Runtime are written at the opset of its own release.
 _LOWEST_OPSET = {"plain": 13, "ort-cpu": 18, "ort-trt": 13, "trt-strong": 19, "trt-weak": 13}
+# The compute capabilities that TensorRT-RTX builds for without a GPU, by its documentation on
+# CPU-only ahead-of-time compilation; neither Orin (8.7) nor Hopper (9.0) is among them.
+_RTX_SMS = (75, 80, 86, 89, 120)
+# Where INT8 (dot products of four) and 2:4 came into CUDA, by NVIDIA's programming guide.
+_FIRST_INT8, _FIRST_2_4 = 61, 80
 
 
 @dataclass(frozen=True)
@@ -46,44 +49,37 @@ class ResolvedTarget:
         """The form of ONNX for each precision that this software runs."""
         return self.software.flavours or self.target.flavours
 
+    @property
+    def power_modes(self) -> tuple[str, ...]:
+        """The modes that this software offers, its default first."""
+        return self.software.power_modes or self.target.power_modes
+
+    @property
+    def build_on(self) -> Literal["none", "anywhere", "device"]:
+        """Where an engine is built: TensorRT needs the device, TensorRT-RTX no GPU at all."""
+        return "device" if self.software.runtime == "tensorrt" else self.target.build_on
+
 
 def load_target(identity: str) -> ResolvedTarget:
     """Read the profile that ``identity`` names and choose its software and power mode.
 
     Args:
-        identity: ``NAME[@SOFTWARE[:MODE]]``, where NAME is a shipped target or a path to a
-            profile of one's own; parts that are left out default to the profile's first.
+        identity: ``NAME[@SOFTWARE[:MODE]]``, where NAME is a target of the user's folder or a
+            shipped one, an alias of it, or a path to a profile of one's own; parts that are left
+            out default to the profile's first.
 
     Raises:
-        UserError: For an unknown or ambiguous part; the known ones are named.
+        UserError: For an unknown or ambiguous part, naming the known ones; for software whose
+            engines no builder makes for this device.
     """
     name, software_name, mode = _parts(identity)
-    if name.lower() in ("nano", "jetson-nano"):
-        raise UserError(
-            f'"{name}" may mean two devices: the Jetson Orin Nano and the Jetson Nano of 2019.',
-            f"Say which: orin-nano-8gb is the Orin Nano; {_OLD_NANO}.",
-        )
-    path = resources.find("targets", name)
-    target = validated(
-        Target, read_mapping(path, "target"), f"the target {path}", f"Correct it in {path}."
-    )
-    software = target.software[0]
-    if software_name:
-        by_name = {entry.name: entry for entry in target.software}
-        if software_name not in by_name:
-            raise UserError(
-                f'The target {target.name} has no software "{software_name}".',
-                did_you_mean(software_name, list(by_name)),
-            )
-        software = by_name[software_name]
-    if mode and mode not in target.power_modes:
-        known = did_you_mean(mode, list(target.power_modes)) if target.power_modes else ""
-        raise UserError(
-            f'The target {target.name} has no power mode "{mode}".',
-            known or "Leave the mode out: this device has only one.",
-        )
-    default_mode = target.power_modes[0] if target.power_modes else None
-    return ResolvedTarget(target, software, mode or default_mode)
+    target = find_target(name)
+    software = _software(target, software_name) if software_name else target.software[0]
+    found = ResolvedTarget(target, software, None)
+    _refuse_unbuildable(found)
+    if not mode:
+        return ResolvedTarget(target, software, next(iter(found.power_modes), None))
+    return ResolvedTarget(target, software, _mode(found, mode))
 
 
 def check_target(recipe: Recipe, target: ResolvedTarget) -> None:
@@ -97,17 +93,22 @@ def check_target(recipe: Recipe, target: ResolvedTarget) -> None:
     """
     profile = target.target
     precision = recipe.quantize.precision if recipe.quantize else "fp32"
+    lacking, without = [], []
     if precision not in target.flavours:
-        raise UserError(
-            f"The target {profile.name} ({profile.title}) cannot run {precision.upper()}.",
-            f"Use one of its precisions ({', '.join(target.flavours)}), for example by leaving "
-            'quantization out with "--set quantize=null".',
-        )
+        lacking.append(f"cannot run {precision.upper()}{_since(profile, _FIRST_INT8)}")
+        without.append("--set quantize=null")
     if recipe.sparsify and not profile.sparse_2_4 and profile.kind != "host":
+        lacking.append(
+            f"has no sparse tensor cores{_since(profile, _FIRST_2_4)}, so "
+            f"{recipe.sparsify.pattern} sparsity would cost accuracy and save no time there"
+        )
+        without.append("--set sparsify=null")
+    if lacking:
+        instead = ", or use an Orin such as orin-nano-8gb" if profile.kind == "jetson" else ""
         raise UserError(
-            f"The target {profile.name} ({profile.title}) has no sparse tensor cores, so "
-            f"{recipe.sparsify.pattern} sparsity would cost accuracy and save no time there.",
-            'Leave it out with "--set sparsify=null", or choose another target.',
+            f"The target {profile.name} ({profile.title}) {', and '.join(lacking)}.",
+            f"Use what it runs ({', '.join(target.flavours)}) by leaving that out with "
+            f'"{" ".join(without)}"{instead or ", or choose another target"}.',
         )
     flavour = target.flavours[precision]
     if target.software.max_opset < _LOWEST_OPSET[flavour]:
@@ -115,6 +116,75 @@ def check_target(recipe: Recipe, target: ResolvedTarget) -> None:
             f"The target {target.identity} reads ONNX up to opset {target.software.max_opset}, "
             f"but {precision.upper()} in the form {flavour} needs {_LOWEST_OPSET[flavour]}.",
             "Use newer software on that device, or another target.",
+        )
+
+
+def _since(profile: Target, first: int) -> str:
+    """Say from which compute capability on a GPU has it, where this one is older."""
+    if profile.sm is None or profile.sm >= first:
+        return ""
+    return f" (compute capability {profile.sm / 10:.1f}; that came with {first / 10:.1f})"
+
+
+def _software(target: Target, name: str) -> Software:
+    by_name = {entry.name.lower(): entry for entry in target.software}
+    if name.lower() not in by_name:
+        raise UserError(
+            f'The target {target.name} has no software "{name}".',
+            f"Choose {' or '.join(entry.name for entry in target.software)}.",
+        )
+    return by_name[name.lower()]
+
+
+def _mode(found: ResolvedTarget, asked: str) -> str:
+    """Return the mode by its own name; case and nvpmodel's ``MODE_`` in front do not matter."""
+    target = found.target
+    known = {_plain(mode): mode for mode in target.power_modes}
+    mode = known.get(_plain(asked))
+    if mode is None:
+        modes = " or ".join(found.power_modes)
+        raise UserError(
+            f'The target {target.name} has no power mode "{asked}".',
+            f"Choose {modes}." if modes else "Leave the mode out: the profile names none.",
+        )
+    if mode not in found.power_modes:
+        having = [
+            entry.name
+            for entry in target.software
+            if mode in (entry.power_modes or target.power_modes)
+        ]
+        raise UserError(
+            f"The power mode {mode} of {target.name} does not exist with {found.software.name}.",
+            f"Use it with {' or '.join(having)}, or choose {' or '.join(found.power_modes)}.",
+        )
+    return mode
+
+
+def _plain(mode: str) -> str:
+    return mode.upper().removeprefix("MODE_")
+
+
+def _refuse_unbuildable(found: ResolvedTarget) -> None:
+    """Refuse a profile whose engine no builder would make, before hours are spent on its files."""
+    software, sm = found.software, found.target.sm
+    release = software.runtime_version.partition(".")[0]
+    if software.runtime == "tensorrt-rtx" and sm not in _RTX_SMS:
+        known = ", ".join(f"{known / 10:.1f}" for known in _RTX_SMS)
+        raise UserError(
+            f"The target {found.target.name} asks for TensorRT-RTX, which builds engines for "
+            f"compute capability {known} and not for {(sm or 0) / 10:.1f}.",
+            "Give it software with the runtime tensorrt; its engine is then built on the device.",
+        )
+    if software.runtime != "tensorrt" or not release.isdigit():
+        return
+    forms = set(found.flavours.values())
+    wrong = {"trt-strong"} if int(release) < 10 else {"trt-weak"} if int(release) > 10 else set()
+    if forms & wrong:
+        right = "trt-weak" if "trt-strong" in wrong else "trt-strong"
+        raise UserError(
+            f"The target {found.target.name} wants the form {min(wrong)} for TensorRT "
+            f"{software.runtime_version}, which does not take it.",
+            f"Write {right} in the flavours of its software {software.name}.",
         )
 
 

@@ -178,9 +178,13 @@ def test_a_wrong_destination_is_refused() -> None:
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return command("bench", *arguments)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("elastic-export")
     return subprocess.run(
-        [str(program), "bench", *arguments],
+        [str(program), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -224,6 +228,19 @@ def test_the_command_prints_a_table(server: Server, parcels: list[Parcel]) -> No
     assert "agree" in done.stdout
     assert "first/int8" not in done.stdout
     assert "Measuring, 10 rounds" in done.stderr
+
+
+def test_probe_names_the_target_or_proposes_a_profile(tmp_path: Path, server: Server) -> None:
+    shared = ("--ssh-config", str(server.client), "--python", sys.executable)
+    done = command("targets", "probe", "board", *shared, "--json", "--save", str(tmp_path / "own"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["board"]["l4t"] is None
+    assert found["identity"] is None
+    assert "software" in (tmp_path / "own").read_text()
+    away = command("targets", "probe", "nobody@127.0.0.1", "--ssh-config", str(server.client))
+    assert away.returncode == 1
+    assert "cannot be reached" in away.stderr
 
 
 def test_bundles_of_one_name_are_refused(parcels: list[Parcel]) -> None:

@@ -67,8 +67,8 @@ def test_targets_show(run) -> None:
     assert told.returncode == 0
     assert "orin-nano-8gb@jp6.2:25W" in told.stdout
     assert "unverified" in told.stdout
-    shown = json.loads(run("targets", "show", "a100", "--json").stdout)
-    assert shown["identity"] == "a100@rtx"
+    shown = json.loads(run("targets", "show", "a100-sxm-40gb", "--json").stdout)
+    assert shown["identity"] == "a100-sxm-40gb@rtx"
     assert shown["peak_rates"]["default"]["int8"] == pytest.approx(624, rel=0.01)
 
 

@@ -1,0 +1,181 @@
+"""From what a board says of itself to the target it is, or to a profile to begin with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from elastic_export.config.target import Software, Target
+from elastic_export.config.target_files import all_targets, find_target
+
+__all__ = ["Proposal", "propose"]
+
+_NOISE = {"nvidia", "geforce", "jetson", "tesla", "quadro", "module", "of", "gpu", "the"}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a board is.
+
+    Args:
+        identity: The target in full, None where no profile fits.
+        notes: One sentence for each thing that is not as the profile says.
+        profile: A profile to save as a file of one's own and to complete, where something of this
+            board has none; empty otherwise.
+    """
+
+    identity: str | None
+    notes: tuple[str, ...]
+    profile: dict[str, Any]
+
+
+def propose(board: dict[str, Any]) -> Proposal:
+    """Name the target of a board.
+
+    Args:
+        board: The document of ``on_device.py probe``.
+
+    Returns:
+        For an Orin Nano with JetPack 6.2 in mode 15W the identity ``orin-nano-8gb@jp6.2:15W``.
+    """
+    known = [find_target(name) for name in all_targets()]
+    target = _by_part(board, known) or _by_name(board, known)
+    if target is None:
+        return Proposal(
+            None,
+            (f"No target is known for {board.get('model') or 'this machine'}.",),
+            _skeleton(board),
+        )
+    software = _software(board, target)
+    if software is None:
+        there = board.get("jetpack") or board.get("tensorrt") or "unknown software"
+        kind = "JetPack" if board.get("jetpack") else "TensorRT"
+        note = f"The profile {target.name} does not know {kind} {there}."
+        return Proposal(None, (note,), _extended(board, target))
+    notes = []
+    version = board.get("tensorrt")
+    if version and not _within(version, software.runtime_version) and target.kind == "jetson":
+        notes.append(
+            f"The profile gives TensorRT {software.runtime_version} for {software.name}, and the "
+            f"board has {version}."
+        )
+    mode = _mode(board, target)
+    if board.get("power_mode") and mode is None:
+        notes.append(f"The profile does not know the power mode {board['power_mode']}.")
+    suffix = f":{mode}" if mode else ""
+    return Proposal(f"{target.name}@{software.name}{suffix}", tuple(notes), {})
+
+
+def _by_part(board: dict[str, Any], known: Iterable[Target]) -> Target | None:
+    """Find the module by its part number, ``p3767-0003``, or the number of its family alone."""
+    part = str(board.get("part") or "")
+    for wanted in (part, part.partition("-")[0]):
+        found = [target for target in known if wanted and wanted in target.aliases]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def _by_name(board: dict[str, Any], known: Iterable[Target]) -> Target | None:
+    """Find a card by what its driver calls it; every word of the profile's title must be said."""
+    said = _words(str(board.get("model") or ""))
+    memory = board.get("memory_mb") if board.get("part") else None
+    best: list[tuple[int, Target]] = []
+    for target in known:
+        title = _words(target.title.partition("(")[0])
+        chip = title[0] if target.kind != "host" and title else ""
+        if chip and chip in said:
+            best.append((len(set(title) & set(said)), target))
+    if not best or memory:
+        return None
+    top = max(score for score, _ in best)
+    found = [target for score, target in best if score == top]
+    return found[0] if len(found) == 1 else None
+
+
+def _words(text: str) -> list[str]:
+    """``NVIDIA A100-SXM4-80GB`` and ``NVIDIA A100, SXM4, 80 GB`` give ``a100 sxm4 80gb``."""
+    plain = re.sub(r"(\d+)\s*GB", r"\1gb", text)
+    words = [word.lower() for word in re.findall(r"[A-Za-z0-9]+", plain)]
+    # "RTX 3090" is one name: the number tells the chip.
+    joined, index = [], 0
+    while index < len(words):
+        if words[index] == "rtx" and index + 1 < len(words):
+            joined.append("rtx" + words[index + 1])
+            index += 2
+        else:
+            joined.append(words[index])
+            index += 1
+    return [word for word in joined if word not in _NOISE]
+
+
+def _software(board: dict[str, Any], target: Target) -> Software | None:
+    jetpack, version = board.get("jetpack"), board.get("tensorrt")
+    if target.kind == "jetson":
+        fitting = [
+            entry
+            for entry in target.software
+            if jetpack and f"jp{jetpack}.".startswith(f"{entry.name}.")
+        ]
+    else:
+        fitting = [
+            entry
+            for entry in target.software
+            if version and entry.runtime == "tensorrt" and _within(version, entry.runtime_version)
+        ]
+    return max(fitting, key=lambda entry: len(entry.name)) if fitting else None
+
+
+def _within(version: str, release: str) -> bool:
+    """Whether ``10.3.0.30`` belongs to the release ``10.3``."""
+    return f"{version}.".startswith(f"{release}.")
+
+
+def _mode(board: dict[str, Any], target: Target) -> str | None:
+    said = str(board.get("power_mode") or "").upper().removeprefix("MODE_")
+    for mode in target.power_modes:
+        if mode.upper().removeprefix("MODE_") == said:
+            return mode
+    return None
+
+
+def _extended(board: dict[str, Any], target: Target) -> dict[str, Any]:
+    """The known device with the software of this board, to be completed."""
+    profile = target.model_dump(mode="json", exclude_defaults=True)
+    return {**profile, "software": [_entry(board), *profile["software"]]}
+
+
+def _skeleton(board: dict[str, Any]) -> dict[str, Any]:
+    """What can be said of an unknown device; its figures have to be looked up."""
+    capability = str(board.get("compute_capability") or "")
+    name = re.sub(r"[^a-z0-9]+", "-", str(board.get("model") or "device").lower()).strip("-")
+    return {
+        "schema_version": 1,
+        "name": name,
+        "title": board.get("model") or "unknown",
+        "kind": "jetson" if board.get("l4t") else "gpu" if capability else "host",
+        **({"sm": int(capability.replace(".", ""))} if capability else {}),
+        "software": [_entry(board)],
+        "power_modes": board.get("power_modes") or [],
+        "flavours": {"fp32": "plain"},
+        "sparse_2_4": False,
+        "build_on": "device",
+    }
+
+
+def _entry(board: dict[str, Any]) -> dict[str, Any]:
+    version = str(board.get("tensorrt") or "")
+    release = ".".join(version.split(".")[:2])
+    python = str(board.get("python") or "")
+    jetpack = board.get("jetpack")
+    return {
+        "name": f"jp{jetpack}" if jetpack else f"trt{release}" if release else "ort",
+        "runtime": "tensorrt" if release else "onnxruntime",
+        "runtime_version": release or "1.22",
+        "max_opset": 13,
+        "python": ".".join(python.split(".")[:2]) or None,
+        "source": "read from the device; the opset is the lowest there is, look it up",
+        "verified": False,
+    }
