@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from case import Case
 from folders import KEPT, cases, counted, folders, system_of
 
 ERRORS: dict[str, dict[str, float]] = defaultdict(dict)
@@ -48,6 +49,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("folder", "cost"), pairs, ids=ids)
     elif "folder" in metafunc.fixturenames:
         metafunc.parametrize("folder", found, ids=[folder.name for folder in found])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put all tests of a case together, so that it is imported and extracted once."""
+    places: list[int] = []
+    keys: list[tuple[Path, str]] = []
+    for place, item in enumerate(items):
+        given = getattr(getattr(item, "callspec", None), "params", {})
+        if isinstance(case := given.get("case"), Case):
+            places.append(place)
+            keys.append((given["folder"], case.name))
+    order = {key: rank for rank, key in enumerate(dict.fromkeys(keys))}
+    moved = [items[places[i]] for i in sorted(range(len(keys)), key=lambda i: order[keys[i]])]
+    for place, item in zip(places, moved, strict=True):
+        items[place] = item
 
 
 @pytest.fixture

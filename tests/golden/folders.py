@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +29,7 @@ def folders(given: Path | None) -> list[Path]:
     return list(found.values())
 
 
+@lru_cache
 def system_of(folder: Path) -> ModuleType | None:
     """The module in ``systems`` for a folder's family; the longest name that begins it."""
     family = read_fixture(folder)["family"]

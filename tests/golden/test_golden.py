@@ -11,6 +11,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -47,33 +48,32 @@ def has(folder: Path, key: str) -> bool:
         return key in set(file.keys())
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a case imports, in a form that can be a key."""
+
+    path: Path
+    config: str
+    format: str
+    family: str | None
+
+    @staticmethod
+    def of(case: Case) -> Source:
+        return Source(case.source, json.dumps(case.config), case.format, case.family)
+
+
+# The tests come case by case (see conftest.py), so these need to remember little.
 @lru_cache(maxsize=4)
-def _imported(source: Path, config: str, format: str, family: str | None) -> Imported:
-    return import_supernet(source, family=family, format=format, config=json.loads(config))
+def _imported(source: Source) -> Imported:
+    return import_supernet(
+        source.path, family=source.family, format=source.format, config=json.loads(source.config)
+    )
 
 
-def imported(case: Case) -> Imported:
-    found = _imported(case.source, json.dumps(case.config), case.format, case.family)
-    found.supernet.eval()
-    return found
-
-
-def network(folder: Path, case: Case, dtype: torch.dtype) -> nn.Module:
-    supernet = imported(case).supernet
-    if dtype == torch.float64:
-        supernet = in_float64(supernet)
-    module = extract(supernet, supernet.spec(case.spec)).module.to(dtype)
-    if case.transform is not None:
-        with safe_open(folder / "expected.safetensors", framework="pt") as file:
-            module = case.transform(module, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    if case.recalibrate is not None:
-        variance: Variance = "biased" if case.biased else "unbiased"
-        recalibrate(module, expected(folder, case.recalibrate).to(dtype), variance=variance)
-    return module.eval()
-
-
-def in_float64(supernet: Supernet) -> Supernet:
+@lru_cache(maxsize=2)
+def _in_float64(source: Source) -> Supernet:
     """A copy, so that rules that compute (kernel matrices, folded biases) do so in float64."""
+    supernet = _imported(source).supernet
     double = {
         name: tensor.double() if tensor.is_floating_point() else tensor
         for name, tensor in supernet.state_dict().items()
@@ -81,6 +81,44 @@ def in_float64(supernet: Supernet) -> Supernet:
     parameters = {name: double.pop(name) for name, _ in supernet.named_parameters()}
     store = ParameterStore(parameters, double)
     return Supernet(supernet.family, supernet.config, store).eval()
+
+
+@lru_cache(maxsize=4)
+def _extracted(source: Source, spec: str, dtype: torch.dtype) -> nn.Module:
+    supernet = _imported(source).supernet.eval()
+    if dtype == torch.float64:
+        supernet = _in_float64(source)
+    return extract(supernet, supernet.spec(json.loads(spec))).module.to(dtype)
+
+
+@lru_cache(maxsize=2)
+def _entries(path: Path) -> frozenset[str]:
+    """What a file holds beside tensors."""
+    content = load_tensors(path).content
+    return frozenset(key for key, value in content.items() if not isinstance(value, Tensor))
+
+
+def imported(case: Case) -> Imported:
+    found = _imported(Source.of(case))
+    found.supernet.eval()
+    return found
+
+
+def extracted(case: Case, dtype: torch.dtype) -> nn.Module:
+    """The module as it comes out; shared between tests, so not to be changed."""
+    return _extracted(Source.of(case), json.dumps(case.spec), dtype)
+
+
+def network(folder: Path, case: Case, dtype: torch.dtype) -> nn.Module:
+    """A module of the caller's own whose logits are expected."""
+    module = copy.deepcopy(extracted(case, dtype))
+    if case.transform is not None:
+        with safe_open(folder / "expected.safetensors", framework="pt") as file:
+            module = case.transform(module, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    if case.recalibrate is not None:
+        variance: Variance = "biased" if case.biased else "unbiased"
+        recalibrate(module, expected(folder, case.recalibrate).to(dtype), variance=variance)
+    return module.eval()
 
 
 def images(folder: Path, case: Case, dtype: torch.dtype) -> Tensor:
@@ -126,7 +164,7 @@ def test_parity(folder: Path, case: Case, dtype: torch.dtype, note_error: NoteEr
 def test_costs(folder: Path, case: Case, note_error: NoteError) -> None:
     found = imported(case)
     spec = found.supernet.spec(case.spec)
-    module = extract(found.supernet, spec).module
+    module = extracted(case, torch.float32)
     if case.params is not None:
         assert sum(p.numel() for p in module.parameters()) == case.params
     if not case.official:
@@ -162,7 +200,7 @@ def test_onnx_and_engine(
     folder: Path, case: Case, through_onnx: bool, note_error: NoteError, tmp_path: Path
 ) -> None:
     supernet = imported(case).supernet
-    module = copy.deepcopy(network(folder, case, torch.float32))
+    module = network(folder, case, torch.float32)
     fold_batchnorm(module, supernet.family.fold_pairs(module))
     x = images(folder, case, torch.float32)[:1]
     path = export_fp32(module, x, tmp_path / "net.onnx").path
@@ -187,6 +225,4 @@ def test_every_key_is_accounted_for(folder: Path, case: Case) -> None:
     assert found.stored or case.source.is_dir()
     assert all(reason for reason in found.ignored.values())
     if not case.source.is_dir():
-        content = load_tensors(case.source).content
-        entries = {key for key, value in content.items() if not isinstance(value, Tensor)}
-        assert entries <= {found.used, *found.ignored}
+        assert _entries(case.source) <= {found.used, *found.ignored}

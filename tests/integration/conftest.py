@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from elastic_export.cli.app import app
+
 COMMAND = Path(sys.executable).with_name("elastic-export")
 
 DIGITS: dict[str, Any] = {
@@ -104,3 +106,23 @@ def run(tmp_path: Path) -> Runner:
 def recipe(tmp_path: Path) -> Callable[..., Path]:
     """Write a changed copy of the small recipe."""
     return lambda **changes: write_recipe(tmp_path, **changes)
+
+
+@pytest.fixture
+def run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Runner:
+    """``run`` inside this process: a fresh one spends seconds on importing torch.
+
+    For commands that end early. What escapes the command's own handling fails the test.
+    """
+    monkeypatch.setenv("ELASTIC_EXPORT_HOME", str(tmp_path / "store"))
+
+    def _run(*arguments: object) -> Answer:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app([str(argument) for argument in arguments], prog_name="elastic-export")
+        told = capfd.readouterr()
+        return Answer(int(ended.value.code or 0), told.out, told.err)
+
+    return _run

@@ -13,10 +13,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import DIGITS, Answer
+from conftest import DIGITS, Answer, call
 
 Run = Callable[..., Answer]
 Recipe = Callable[..., Path]
+
+
+@pytest.fixture
+def run(run_here: Run) -> Run:
+    """Nothing here gets as far as work worth a process of its own."""
+    return run_here
 
 
 def _refused(answer: Answer, *said: str) -> None:
@@ -61,7 +67,9 @@ def _checkpoint_recipe(recipe: Recipe, path: Path, **more: Any) -> Path:
 
 
 def test_a_missing_checkpoint(run: Run, recipe: Recipe, tmp_path: Path) -> None:
-    _refused(run("build", _checkpoint_recipe(recipe, tmp_path / "gone.pth")), "gone.pth")
+    path = _checkpoint_recipe(recipe, tmp_path / "gone.pth")
+    _refused(run("build", path), "gone.pth")
+    _refused(call("build", path, home=tmp_path), "gone.pth")  # The installed command says it too.
 
 
 def test_a_truncated_checkpoint(run: Run, recipe: Recipe, tmp_path: Path) -> None:

@@ -15,9 +15,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import Answer
+from conftest import Answer, call
 
 Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(run_here: Run) -> Run:
+    """Reading a file is not worth a process of its own."""
+    return run_here
 
 
 def _vit(**changes: Any) -> dict[str, torch.Tensor]:
@@ -103,6 +109,6 @@ def test_folders(run: Run, tmp_path: Path, checkpoint: Path) -> None:
     assert run("inspect", made / "bundles" / "min-a10").code == 1
 
 
-def test_the_answer_is_one_document(run: Run, checkpoint: Path) -> None:
-    answer = run("inspect", checkpoint, "--json", "-v")
+def test_the_answer_is_one_document(tmp_path: Path, checkpoint: Path) -> None:
+    answer = call("inspect", checkpoint, "--json", "-v", home=tmp_path)
     assert json.loads(answer.out)["kind"] == "checkpoint"

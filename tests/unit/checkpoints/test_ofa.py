@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def saved(path: Path, state: dict[str, Tensor], **more: Any) -> Path:
     return path
 
 
-@pytest.fixture(params=sorted(SETTINGS))
+@pytest.fixture(scope="module", params=sorted(SETTINGS))
 def supernet(request: pytest.FixtureRequest) -> Supernet:
     return supernet_of(request.param)
 
@@ -233,6 +234,15 @@ def special_folder(folder: Path, supernet: Supernet, spec: Any, size: int | None
     return folder
 
 
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The smallest network of each family as such a folder; tests change copies."""
+    top, nets = tmp_path_factory.mktemp("smallest"), [supernet_of(name) for name in SETTINGS]
+    return {
+        net.family.name: special_folder(top / net.family.name, net, net.space.min()) for net in nets
+    }
+
+
 def mobile_tree(config: Any, spec: Any, shapes: Any) -> Any:
     strides, into, blocks, widths = (1, 2, 2, 2, 1, 2), config.widths[0], [], config.widths
     for s in range(6):
@@ -349,10 +359,9 @@ def test_a_folder_without_a_size_needs_one(supernet: Supernet, tmp_path: Path) -
     ],
 )
 def test_trees_that_would_not_be_computed_alike(
-    where: str, value: Any, said: str, tmp_path: Path
+    where: str, value: Any, said: str, smallest: dict[str, Path], tmp_path: Path
 ) -> None:
-    supernet = supernet_of("ofa_mbv3")
-    folder = special_folder(tmp_path / "net", supernet, supernet.space.min())
+    folder = Path(shutil.copytree(smallest["ofa_mbv3"], tmp_path / "net"))
     tree = json.loads((folder / "net.config").read_text())
     node, *path = tree, *where.split(".")
     for part in path[:-1]:
@@ -376,10 +385,11 @@ def test_trees_that_would_not_be_computed_alike(
         ("init", None, "no file init"),
     ],
 )
+@pytest.mark.parametrize("family", sorted(SETTINGS))
 def test_bad_folders(
-    supernet: Supernet, file: str, text: str | None, said: str, tmp_path: Path
+    family: str, file: str, text: Any, said: str, smallest: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = special_folder(tmp_path / "net", supernet, supernet.space.min())
+    folder = Path(shutil.copytree(smallest[family], tmp_path / "net"))
     if text is None:
         (folder / file).unlink()
     else:

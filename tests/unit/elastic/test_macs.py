@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from elastic_export.elastic.macs import count_macs
 
@@ -28,3 +31,19 @@ def test_patterns_weigh_their_layers() -> None:
     assert macs.weighted(one, hardware=False) == macs.total - layer * 3 // 4
     assert macs.weighted(one, hardware=True) == macs.total - layer // 2
     assert macs.weighted({"blocks.0.mlp.fc1.weight": "4:8"}, hardware=True) == macs.total
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "resnet18", "mobilenetv3_small_050", "convnext_atto", "test_efficientnet"]
+)
+def test_answering_by_shapes_changes_no_count(name: str) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(name).eval()
+    size = net.pretrained_cfg["input_size"]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.empty(1, *size, device="meta"))
+    found = count_macs(net, size)
+    assert found.total == counter.get_total_flops() // 2
+    counts = counter.get_flop_counts()
+    for layer, macs in found.layers.items():
+        assert macs == sum(counts[f"{type(net).__name__}.{layer}"].values()) // 2, layer
