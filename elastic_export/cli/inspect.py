@@ -1,4 +1,4 @@
-"""``elastic-export inspect``: what a file or bundle is."""
+"""``elastic-export inspect``: what a file or bundle is, and whether a target takes it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from elastic_export.cli.errors import command
 from elastic_export.cli.options import JsonOption, QuietOption, SetOption, VerboseOption
+from elastic_export.errors import CheckFailed
 
 __all__ = ["inspect"]
 
@@ -38,6 +39,16 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="NAME",
+            help="Hold an ONNX file against what this target's runtime takes, such as "
+            "orin-nano-8gb@jp5.1; exit code 3 where it refuses the file.",
+            show_default=False,
+        ),
+    ] = None,
     override: SetOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -50,13 +61,20 @@ def inspect(
     with command(as_json, quiet, verbose) as output:
         from elastic_export.cli.inputs import settings_of
         from elastic_export.cli.inspected import readable
+        from elastic_export.cli.linted import linted
         from elastic_export.cli.tables import facts, titled
 
+        if target is not None:
+            told = linted(path, target)
+            output.result(told.to_json(), told.table(), short=told.verdict)
+            if told.refused:
+                raise typer.Exit(CheckFailed.exit_code)
+            return
         settings = settings_of(config, override)
         with output.task("Loading PyTorch"):
             from elastic_export import pipeline
 
-        told = pipeline.inspect(path, family=family, format=form, config=settings)
+        found = pipeline.inspect(path, family=family, format=form, config=settings)
         output.result(
-            told, titled(str(path), facts(readable(told))), short=str(told.get("kind", ""))
+            found, titled(str(path), facts(readable(found))), short=str(found.get("kind", ""))
         )

@@ -16,6 +16,7 @@ def readme(manifest: Manifest) -> str:
         _models(manifest),
         _whole(manifest),
         _inputs(manifest),
+        _measure(manifest),
         _onnxruntime(manifest),
     ]
     if manifest.runtime.name == "tensorrt":
@@ -90,6 +91,24 @@ def _steps(transform: Transform) -> list[str]:
             "with a = -0.75, no antialiasing, pixel centres at half (as torch's interpolate)."
         )
     return steps
+
+
+def _measure(manifest: Manifest) -> str:
+    """Show the script that does everything here by itself."""
+    script = next((name for name in manifest.files if name == "on_device.py"), None)
+    if script is None:
+        return ""
+    builds = "builds the engines, " if manifest.runtime.name == "tensorrt" else ""
+    return (
+        "## Measure it here\n\n"
+        "Python 3.6 or newer and nothing else:\n\n"
+        f"```sh\npython3 {script} run --out ../result.json\n```\n\n"
+        f"It says what this machine is, {builds}compares the sample images' logits, holds the "
+        "clocks still where it may (and puts them back), measures the models turn by turn until "
+        "the figures are settled, reads power where there is a meter, and writes everything into "
+        "one file. Finished models are not measured again. From another machine, "
+        "`elastic-export bench BUNDLE --on USER@THIS_MACHINE` does the same over ssh."
+    )
 
 
 def _onnxruntime(manifest: Manifest) -> str:

@@ -7,19 +7,26 @@ in github.com/NVIDIA/TensorRT); releases whose parser was not compared are refus
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from elastic_export.engine.python_build import python_script
 from elastic_export.errors import UserError
 
-__all__ = ["build_arguments", "timing_arguments", "trtexec_script"]
+__all__ = ["RELEASES", "Release", "build_arguments", "timing_arguments", "trtexec_script"]
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*\.onnx")
+LAYER_NAME = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9._/+-]*")
+"""No comma or colon, which separate, no asterisk, and nothing the shell reads."""
 
 
 @dataclass(frozen=True)
-class _Release:
-    """What changed between releases; ``first`` and ``last`` are (major, minor), both included."""
+class Release:
+    """What changed between releases; ``first`` and ``last`` are (major, minor), both included.
+
+    ``layer_precisions`` is false where trtexec cannot be told of single layers.
+    """
 
     first: tuple[int, int]
     last: tuple[int, int]
@@ -29,21 +36,31 @@ class _Release:
     strong_flag: str | None
     percentile: str
     timing_flags: tuple[str, ...]
+    layer_precisions: bool = True
 
 
 _STEADY = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers")
 _POOL = "--memPoolSize=workspace:{mib}"
 _LIST = "--percentile=90,95,99"
 
-_RELEASES = (
-    _Release(
-        (8, 2), (8, 2), "--workspace={mib}", "--buildOnly", True, None, "--percentile=99", _STEADY
+RELEASES = (
+    # --layerPrecisions came with 8.4.1 (CHANGELOG.md of NVIDIA/TensorRT).
+    Release(
+        (8, 2),
+        (8, 2),
+        "--workspace={mib}",
+        "--buildOnly",
+        True,
+        None,
+        "--percentile=99",
+        _STEADY,
+        layer_precisions=False,
     ),
-    _Release((8, 5), (8, 5), _POOL, "--buildOnly", True, None, _LIST, _STEADY),
-    _Release((8, 6), (8, 6), _POOL, "--skipInference", True, None, _LIST, _STEADY),
-    _Release((10, 3), (10, 16), _POOL, "--skipInference", True, "--stronglyTyped", _LIST, _STEADY),
+    Release((8, 5), (8, 5), _POOL, "--buildOnly", True, None, _LIST, _STEADY),
+    Release((8, 6), (8, 6), _POOL, "--skipInference", True, None, _LIST, _STEADY),
+    Release((10, 3), (10, 16), _POOL, "--skipInference", True, "--stronglyTyped", _LIST, _STEADY),
     # From 11.0 every network is strongly typed, and the flags for steady timing are the default.
-    _Release((11, 0), (11, 99), _POOL, "--skipInference", False, "", _LIST, ()),
+    Release((11, 0), (11, 99), _POOL, "--skipInference", False, "", _LIST, ()),
 )
 _KNOWN = "8.2, 8.5, 8.6, 10.3 to 10.16 and 11"
 
@@ -56,6 +73,7 @@ def build_arguments(
     quantized: bool,
     workspace: str,
     half: bool = True,
+    pins: Sequence[str] = (),
 ) -> list[str]:
     """List the arguments that make a builder accept this kind of graph.
 
@@ -68,13 +86,16 @@ def build_arguments(
             ranges, so it is never switched on for such a graph.
         workspace: MiB of scratch memory, or a shell expression that gives them.
         half: A weakly typed graph may run in FP16.
+        pins: Nodes of a weakly typed graph that must run in FP32 all the same
+            (``export.lowering.pinned_nodes``); the parser names layers after nodes.
 
     Returns:
         For example ``['--stronglyTyped', '--sparsity=enable', '--memPoolSize=workspace:1024',
         '--skipInference', '--profilingVerbosity=detailed']``.
 
     Raises:
-        UserError: The release is unknown, or has no such typing.
+        UserError: The release is unknown, has no such typing, or its trtexec has no pins.
+        ValueError: A pinned node has a name that the option could not hold.
     """
     release = _release(version)
     arguments = []
@@ -94,6 +115,8 @@ def build_arguments(
         # INT8 without FP16 would leave every other layer in FP32.
         arguments += ["--fp16"] if half or quantized else []
         arguments += ["--int8"] if quantized else []
+        if pins and (half or quantized):
+            arguments += _pinning(version, release, pins)
     if sparse:
         arguments.append("--sparsity=enable")
     return [
@@ -101,6 +124,25 @@ def build_arguments(
         release.workspace.format(mib=workspace),
         release.build_only,
         "--profilingVerbosity=detailed",
+    ]
+
+
+def _pinning(version: str, release: Release, pins: Sequence[str]) -> list[str]:
+    """Keep layers in FP32, and what they hand on too: a square that is stored in FP16 overflows."""
+    if not release.layer_precisions:
+        raise UserError(
+            f"trtexec of TensorRT {version} cannot keep single layers in FP32 (8.4.1 and later "
+            "can).",
+            "Build with the script of the bundle, which asks the builder through Python.",
+        )
+    odd = next((name for name in pins if not LAYER_NAME.fullmatch(name)), None)
+    if odd is not None:
+        raise ValueError(f"{odd!r} cannot be named to trtexec")
+    listed = ",".join(f"{name}:fp32" for name in pins)
+    return [
+        "--precisionConstraints=obey",
+        f"--layerPrecisions={listed}",
+        f"--layerOutputTypes={listed}",
     ]
 
 
@@ -128,12 +170,16 @@ def trtexec_script(
     version: str,
     quantized: bool = False,
     half: bool = True,
+    pins: Sequence[str] = (),
 ) -> str:
     """Write the shell script that builds the engine on the device.
 
     It is POSIX sh and needs nothing but trtexec, from JetPack's place or from PATH. The engine goes
     beside the bundle, whose files stay as they were checked. Environment: ``TRTEXEC``, ``OUT_DIR``,
     ``WORKSPACE_MIB`` (1024); arguments are handed to trtexec.
+
+    TensorRT 8.2 has nodes kept in FP32 by its API alone, so there the script runs JetPack's own
+    Python and its ``tensorrt`` module instead.
 
     Args:
         onnx_name: The ONNX file in the folder of the script, a plain name.
@@ -142,13 +188,19 @@ def trtexec_script(
         version: Of TensorRT on the device.
         quantized: A weakly typed graph holds Q/DQ.
         half: A weakly typed graph may run in FP16.
+        pins: See `build_arguments`.
 
     Raises:
         UserError: The release is unknown, or has no such typing.
-        ValueError: ``onnx_name`` is not a plain file name.
+        ValueError: ``onnx_name`` is not a plain file name, or a pinned node has an odd name.
     """
     if not FILE_NAME.fullmatch(onnx_name):
         raise ValueError(f"{onnx_name!r} is not the plain name of an ONNX file")
+    release = _release(version)
+    if pins and not release.layer_precisions and not strongly_typed and (half or quantized):
+        return python_script(
+            onnx_name, version=version, sparse=sparse, quantized=quantized, pins=len(pins)
+        )
     arguments = build_arguments(
         version,
         strongly_typed=strongly_typed,
@@ -156,6 +208,7 @@ def trtexec_script(
         quantized=quantized,
         workspace="$workspace",
         half=half,
+        pins=pins,
     )
     # The workspace is the only argument that the shell has to fill in.
     quoted = [f'"{argument}"' if "$" in argument else argument for argument in arguments]
@@ -170,13 +223,13 @@ def trtexec_script(
     )
 
 
-def _release(version: str) -> _Release:
+def _release(version: str) -> Release:
     match = re.match(r"(\d+)(?:\.(\d+))?(?:\.|$)", version)
     if match:
         major, minor = int(match[1]), match[2]
         if minor is not None or major >= 11:
             number = (major, int(minor or 0))
-            for release in _RELEASES:
+            for release in RELEASES:
                 if release.first <= number <= release.last:
                     return release
     raise UserError(

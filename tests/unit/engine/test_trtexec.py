@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -24,7 +27,12 @@ KNOWN_SINCE = {
     "--useCudaGraph": ("8.2", "8.5", "8.6", "10.3", "11"),
     "--useSpinWait": ("8.2", "8.5", "8.6", "10.3", "11"),
     "--noDataTransfers": ("8.2", "8.5", "8.6", "10.3", "11"),
+    # Reference: CHANGELOG.md of NVIDIA/TensorRT (added in 8.4.1), removed with weak typing in 11.0.
+    "--precisionConstraints": ("8.5", "8.6", "10.3"),
+    "--layerPrecisions": ("8.5", "8.6", "10.3"),
+    "--layerOutputTypes": ("8.5", "8.6", "10.3"),
 }
+PINS = ["LayerNormalization_0.squared.fp32", "/blocks.0/norm1/Pow.fp32"]
 ALWAYS = {
     "--onnx",
     "--saveEngine",
@@ -61,12 +69,13 @@ def build(version, **changes):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("typed", [True, False])
-def test_no_release_gets_an_option_it_does_not_know(version, typed):
+@pytest.mark.parametrize("pins", [[], PINS])
+def test_no_release_gets_an_option_it_does_not_know(version, typed, pins):
     release = {"10": "10.3"}.get(family(version), family(version))
     try:
-        arguments = build(version, strongly_typed=typed, quantized=not typed)
+        arguments = build(version, strongly_typed=typed, quantized=not typed, pins=pins)
     except UserError:
-        assert typed is (release in ("8.2", "8.5", "8.6"))
+        assert typed is (release in ("8.2", "8.5", "8.6")) or (pins and release == "8.2")
         return
     for argument in [*arguments, *timing_arguments(version)]:
         option = argument.partition("=")[0]
@@ -92,6 +101,31 @@ def test_exact_arguments_of_two_releases():
     assert "--percentile=99" in timing_arguments("8.2.1")
     assert "--percentile=90,95,99" in timing_arguments("8.5")
     assert "--useCudaGraph" not in timing_arguments("11")
+
+
+def test_pinned_nodes_stay_in_fp32_where_the_builder_chooses():
+    listed = "LayerNormalization_0.squared.fp32:fp32,/blocks.0/norm1/Pow.fp32:fp32"
+    wanted = [
+        "--precisionConstraints=obey",
+        f"--layerPrecisions={listed}",
+        f"--layerOutputTypes={listed}",
+    ]
+    for version in ("8.5.2", "8.6.2", "10.3"):
+        weak = build(version, strongly_typed=False, sparse=False, pins=PINS)
+        assert weak[:4] == ["--fp16", *wanted]
+    assert build("10.3", pins=PINS) == build("10.3")
+    assert build("11", pins=PINS) == build("11")
+    # An engine in FP32 alone has nothing to be kept from FP16.
+    plain = {"strongly_typed": False, "half": False}
+    assert build("8.5", pins=PINS, **plain) == build("8.5", **plain)
+
+
+def test_pins_that_trtexec_cannot_hold():
+    with pytest.raises(UserError, match=r"8\.2\.1 cannot keep single layers in FP32"):
+        build("8.2.1", strongly_typed=False, pins=PINS)
+    for name in ("a,b", "a:fp16", "*", "a b", "$(x)", ""):
+        with pytest.raises(ValueError, match="cannot be named"):
+            build("8.5", strongly_typed=False, pins=[name])
 
 
 def test_int8_without_ranges_is_never_switched_on():
@@ -193,6 +227,134 @@ def test_dense_network_says_nothing_of_sparsity(board):
     assert done.returncode == 0, done.stderr
     assert "--sparsity=enable" not in given
     assert "Sparsity" not in done.stdout
+
+
+TENSORRT = """\
+import json, os, types
+class Enum:
+    def __getattr__(self, name):
+        return name
+    FP16, INT8, SPARSE_WEIGHTS, OBEY_PRECISION_CONSTRAINTS = "FP16", "INT8", "SPARSE", "OBEY"
+    VERBOSE, DETAILED, EXPLICIT_BATCH = "VERBOSE", "DETAILED", 0
+BuilderFlag = ProfilingVerbosity = NetworkDefinitionCreationFlag = Enum()
+float32 = "float32"
+told = {"flags": [], "layers": {}}
+class Logger:
+    VERBOSE = 0
+    def __init__(self, level):
+        pass
+class Layer:
+    num_outputs = 1
+    def __init__(self, name):
+        self.name = name
+    def __setattr__(self, key, value):
+        self.__dict__[key] = value
+        told["layers"].setdefault(self.name, []).append([key, value])
+    def set_output_type(self, index, kind):
+        told["layers"][self.name].append(["output", kind])
+class Network:
+    num_layers = 3
+    layers = [Layer(n) for n in ("fc1", "norm.squared.fp32", "norm.root.fp32")]
+    def get_layer(self, index):
+        return self.layers[index]
+class Cache:
+    def serialize(self):
+        return b"timings"
+class Config:
+    def set_flag(self, flag):
+        told["flags"].append(flag)
+    def create_timing_cache(self, known):
+        return Cache()
+    def set_timing_cache(self, cache, mismatch):
+        pass
+class Builder:
+    def __init__(self, logger):
+        pass
+    def create_network(self, flags):
+        return Network()
+    def create_builder_config(self):
+        return Config()
+    def build_serialized_network(self, network, config):
+        told["workspace"] = config.max_workspace_size
+        with open(os.environ["RECORD"], "w") as file:
+            json.dump(told, file)
+        return b"plan" if os.environ["OUTCOME"] == "succeed" else None
+class OnnxParser:
+    num_errors = 0
+    def __init__(self, network, logger):
+        pass
+    def parse(self, data):
+        return data == b"onnx"
+"""
+"""The API of TensorRT 8.2 that the script uses; the real one runs on a board alone."""
+
+
+@pytest.fixture
+def old_board(board, tmp_path, monkeypatch):
+    """A board whose trtexec has no pins, with a stand-in for JetPack's Python module."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "tensorrt.py").write_text(TENSORRT)
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+    monkeypatch.setenv("PYTHON", sys.executable)
+
+    def run(*arguments, pins=("norm.squared.fp32", "norm.root.fp32"), quantized=False):
+        script = board.folder / "build_engine.sh"
+        options = {"strongly_typed": False, "sparse": False, "version": "8.2.1"}
+        script.write_text(
+            trtexec_script("model_int8.onnx", quantized=quantized, pins=pins, **options)
+        )
+        done = subprocess.run(
+            ["sh", str(script), *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        return done, tmp_path / "record"
+
+    run.out = board.folder.with_name("my bundle.engine")
+    return run
+
+
+def test_the_oldest_release_is_asked_through_python(old_board, monkeypatch):
+    monkeypatch.setenv("WORKSPACE_MIB", "256")
+    done, record = old_board()
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(record.read_text())
+    assert told["flags"] == ["FP16", "OBEY"]
+    assert told["workspace"] == 256 << 20
+    kept = [["precision", "float32"], ["output", "float32"]]
+    assert told["layers"]["norm.squared.fp32"][-2:] == kept
+    assert told["layers"]["norm.root.fp32"][-2:] == kept
+    assert told["layers"]["fc1"] == [["name", "fc1"]]
+    made = {path.name: path.read_bytes() for path in old_board.out.iterdir()}
+    assert made["model_int8.engine"] == b"plan"
+    assert made["timing.cache"] == b"timings"
+    assert set(made) == {"model_int8.engine", "timing.cache", "model_int8.build.log"}
+
+
+def test_the_python_build_fails_aloud(old_board, monkeypatch):
+    done, _ = old_board(pins=("norm.squared.fp32",))
+    assert done.returncode == 1
+    assert "2 layers are to be kept in FP32, and 1 were expected" in done.stderr
+    assert {path.name for path in old_board.out.iterdir()} == {"model_int8.build.log"}
+    done, _ = old_board("--verbose")
+    assert "takes no arguments" in done.stderr
+    monkeypatch.setenv("OUTCOME", "fail")
+    done, record = old_board(quantized=True)
+    assert done.returncode == 1
+    assert "made no engine" in done.stderr
+    assert json.loads(record.read_text())["flags"] == ["FP16", "INT8", "OBEY"]
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert "Install python3-libnvinfer" in old_board()[0].stderr
+
+
+def test_the_python_of_jetpack_4_reads_it():
+    script = trtexec_script(
+        "m.onnx", strongly_typed=False, sparse=True, version="8.2", pins=["a.fp32"]
+    )
+    code = script.split("<<'END'\n")[1].split("\nEND\n")[0]
+    ast.parse(code, feature_version=(3, 6))
+    # An engine in FP32 alone is trtexec's again.
+    options = {"strongly_typed": False, "sparse": True, "version": "8.2", "half": False}
+    assert "--buildOnly" in trtexec_script("m.onnx", pins=["a.fp32"], **options)
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

@@ -1,0 +1,98 @@
+"""``device.json``: what the script on the board needs to build and time a bundle's models.
+
+The table of trtexec's arguments stays here, where it is tested; the board only looks up its own
+release.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elastic_export.engine.trtexec import RELEASES, Release, build_arguments
+from elastic_export.errors import UserError
+
+__all__ = ["PLAN", "Graph", "device_plan"]
+
+PLAN = "device.json"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a builder must be told of one model.
+
+    Attributes:
+        strongly_typed: The graph itself says every precision.
+        sparse: Its weights are 2:4.
+        quantized: It holds Q/DQ.
+        half: A weakly typed graph may run in FP16.
+        pins: Nodes of a weakly typed graph that stay in FP32.
+    """
+
+    strongly_typed: bool
+    sparse: bool
+    quantized: bool
+    half: bool
+    pins: Sequence[str] = ()
+
+
+def device_plan(graphs: Mapping[str, Graph]) -> bytes:
+    """Write the plan of a bundle.
+
+    Args:
+        graphs: Precision to what its model is.
+
+    Returns:
+        JSON: for each precision the releases that can build it, each with trtexec's arguments for
+        building (``{mib}`` stands for the workspace; None where only the Python module can do it)
+        and timing, and with what the Python module is told (``api``).
+    """
+    precisions = {p: {"releases": _releases(graph)} for p, graph in graphs.items()}
+    plan = {"schema_version": 1, "precisions": precisions}
+    return (json.dumps(plan, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _releases(graph: Graph) -> list[dict[str, Any]]:
+    found = []
+    for release in RELEASES:
+        typed = release.strong_flag is not None if graph.strongly_typed else release.weak
+        if typed:
+            found.append(_entry(release, graph))
+    return found
+
+
+def _entry(release: Release, graph: Graph) -> dict[str, Any]:
+    weak = not graph.strongly_typed
+    return {
+        "first": list(release.first),
+        "last": list(release.last),
+        "build": _build(release, graph),
+        "time": [*release.timing_flags, release.percentile],
+        "level": "--builderOptimizationLevel={level}" if release.first >= (8, 6) else None,
+        "api": {
+            "strong": graph.strongly_typed,
+            # INT8 without FP16 would leave every other layer in FP32.
+            "fp16": weak and (graph.half or graph.quantized),
+            "int8": weak and graph.quantized,
+            "sparse": graph.sparse,
+            "pins": list(graph.pins) if weak and (graph.half or graph.quantized) else [],
+        },
+    }
+
+
+def _build(release: Release, graph: Graph) -> list[str] | None:
+    version = ".".join(str(part) for part in release.first)
+    try:
+        return build_arguments(
+            version,
+            strongly_typed=graph.strongly_typed,
+            sparse=graph.sparse,
+            quantized=graph.quantized,
+            workspace="{mib}",
+            half=graph.half,
+            pins=graph.pins,
+        )
+    except UserError:
+        return None  # trtexec of that release cannot keep single layers in FP32
