@@ -1,6 +1,7 @@
 """INT8 on this machine's CPU in ONNX Runtime: ours against FP32 and against what peers write.
 
-    python benchmarks/int8_cpu.py [--models NAME ...] [--threads N] [--batch N] [--json]
+    python benchmarks/int8_cpu.py [--models NAME ...] [--threads N [N ...]] [--batch N] [--json]
+                                  [--peer-venv modelopt=DIR] [--peer-venv nncf=DIR]
 
 All contenders of a model take turns in one run with ONNX Runtime's default session options; figures
 are medians, ratios are FP32 latency over theirs. Weights and calibration images are random, which
@@ -10,11 +11,19 @@ logit.
 
 | contender | what it is |
 |---|---|
-| `fp32` | our clean FP32 export, which is also what quantize_static starts from |
+| `fp32` | our clean FP32 export, which is also what every tool for ONNX files starts from |
 | `ort-cpu` | our INT8 flavour |
 | `quantize_static` | ONNX Runtime's own quantizer with its defaults, after its shape inference |
-| `quantize_static tuned` | the fastest of the settings in `TUNED`, each tried on this machine |
+| `quantize_static tuned` | the fastest of the settings in `int8_peers.TUNED`, each tried here |
 | `modelopt legacy` | ModelOpt's INT8_DEFAULT_CFG, exported by torch's TorchScript exporter |
+| `modelopt onnx` | `modelopt.onnx.quantization.quantize` with its defaults |
+| `nncf` | `nncf.quantize` with the model type it asks for |
+
+The last two pin packages that ours does not, so each lives in a virtual environment of its own; a
+contender without one is listed as left out:
+
+    python -m venv DIR1 && DIR1/bin/pip install "nvidia-modelopt[onnx]" requests
+    python -m venv DIR2 && DIR2/bin/pip install nncf onnx onnxruntime
 
 Progress goes to stderr; `--json` prints one JSON document on stdout instead of the table.
 """
@@ -22,130 +31,32 @@ Progress goes to stderr; `--json` prints one JSON document on stdout instead of 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
-import io
 import json
-import logging
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import timm
 import torch
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from int8_models import MODELS, Network, RandomSplit, make_network
+from int8_peers import ENVIRONMENTS, TUNED, modelopt_legacy, quantize_elsewhere, static
+from torch import Tensor
 
 from elastic_export.config.calibration import CalibrationRecipe
 from elastic_export.config.recipe import MeasureConfig
 from elastic_export.export import emit, export_fp32, fused_ops, integer_products
+from elastic_export.export.fused import INTEGER_OPS
 from elastic_export.measure.machine import describe_machine
 from elastic_export.measure.protocol import Timing, measure_interleaved
 from elastic_export.quantize.calibrate import calibrate
 
-MODELS = (
-    "deit_tiny_patch16_224",
-    "deit_small_patch16_224",
-    "swin_tiny_patch4_window7_224",
-    "resnet50",
-)
-
 IMAGES = 4
 """Calibration images; more would change ranges, not speed."""
 
-DENSE = ["Conv", "MatMul", "Gemm"]
-CONSTANT = {"MatMulConstBOnly": True}
-FLOAT_OUT = {**CONSTANT, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}
-
-U8 = {"per_channel": True, "activation_type": QuantType.QUInt8}
-S8 = {"per_channel": True, "activation_type": QuantType.QInt8}
-QOPERATOR = {"quant_format": QuantFormat.QOperator}
-
-TUNED: dict[str, dict[str, Any]] = {
-    "U8S8, QDQ, all operators": U8,
-    "U8S8, QOperator, all operators": {**U8, **QOPERATOR},
-    "U8S8, QDQ, constant weights": {
-        **U8,
-        "op_types_to_quantize": DENSE,
-        "extra_options": CONSTANT,
-    },
-    "U8S8, QOperator, constant weights": {
-        **U8,
-        **QOPERATOR,
-        "op_types_to_quantize": DENSE,
-        "extra_options": CONSTANT,
-    },
-    "U8S8, QDQ, constant weights, products left in float": {
-        **U8,
-        "op_types_to_quantize": DENSE,
-        "extra_options": FLOAT_OUT,
-    },
-    "S8S8, QDQ, constant weights": {
-        **S8,
-        "op_types_to_quantize": DENSE,
-        "extra_options": CONSTANT,
-    },
-    "S8S8, QDQ, constant weights, products left in float": {
-        **S8,
-        "op_types_to_quantize": DENSE,
-        "extra_options": FLOAT_OUT,
-    },
-    "U8U8, QDQ, constant weights": {
-        **U8,
-        "weight_type": QuantType.QUInt8,
-        "op_types_to_quantize": DENSE,
-        "extra_options": CONSTANT,
-    },
-}
-
-
-class RandomSplit:
-    """Random images with the protocol of a data split."""
-
-    name = "calibration"
-    num_classes = 1000
-    digest = "random"
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def head(self, n: int, *, name: str | None = None) -> RandomSplit:
-        """Take the first images."""
-        return RandomSplit(self.images[:n])
-
-    def batches(
-        self, batch_size: int, *, seed: int | None = None, drop_last: bool = False, start: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images in the stored order, with labels that nobody reads."""
-        for part in self.images.split(batch_size)[start:]:
-            yield part, torch.zeros(len(part), dtype=torch.int64)
-
-
-class Reader(CalibrationDataReader):  # type: ignore[misc]
-    """The same images for quantize_static, one at a time."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.rows = iter(images.split(1))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next image, or None at the end."""
-        row = next(self.rows, None)
-        return None if row is None else {"input": row.numpy()}
+Written = dict[str, Path]
 
 
 def say(text: str) -> None:
@@ -153,38 +64,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the peers' own notes off the terminal."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def make_model(name: str) -> nn.Module:
-    """A timm network with random weights, BatchNorm with real numbers and folded."""
-    torch.manual_seed(0)
-    module = timm.create_model(name, pretrained=False).eval()
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    for part in norms:
-        nn.init.uniform_(part.weight, 0.5, 1.0)
-        nn.init.normal_(part.bias, std=0.1)
-    if norms:
-        parts = dict(module.named_modules())
-        for node in fx.symbolic_trace(module).graph.nodes:
-            if node.op == "call_module" and isinstance(parts[node.target], nn.BatchNorm2d):
-                before = node.args[0].target
-                module.set_submodule(before, fuse_conv_bn_eval(parts[before], parts[node.target]))
-                module.set_submodule(node.target, nn.Identity())
-    return module
-
-
-def ours(module: nn.Module, images: Tensor, folder: Path, batch: int) -> dict[str, Path]:
+def ours(network: Network, images: Tensor, folder: Path, batch: int) -> Written:
     """Write our FP32 export and our INT8 flavour, as the pipeline does."""
+    module = network.module
     exported = export_fp32(module, images[:1].repeat(batch, 1, 1, 1), folder / "fp32.onnx")
     recipe = CalibrationRecipe(name="benchmark", images=IMAGES, batch_size=1)
     record = calibrate(module, RandomSplit(images), recipe)
@@ -192,43 +74,52 @@ def ours(module: nn.Module, images: Tensor, folder: Path, batch: int) -> dict[st
     return {"fp32": exported.path, "ort-cpu": folder / "ort-cpu.onnx"}
 
 
-def static(fp32: Path, images: Tensor, path: Path, batch: int, **settings: Any) -> Path:
-    """Quantize with ONNX Runtime's own tool."""
-    prepared = fp32.with_name("prepared.onnx")
-    rows = images[:batch] if batch > 1 else images
-    with quiet():
-        if not prepared.exists():
-            quant_pre_process(str(fp32), str(prepared))
-        reader = Reader(rows) if batch == 1 else BatchReader(rows)
-        quantize_static(str(prepared), str(path), reader, **settings)
-    return path
+def write_all(
+    name: str, network: Network, images: Tensor, folder: Path, batch: int, venvs: dict[str, Path]
+) -> tuple[Written, Written, dict[str, str]]:
+    """Let every contender write its file.
 
+    Returns:
+        The contenders' files, those of the settings of quantize_static, and why others failed.
+    """
+    say(f"{name}: exporting and calibrating")
+    paths = ours(network, images, folder, batch)
+    fp32 = paths["fp32"]
+    tuned: Written = {}
+    failed: dict[str, str] = {}
 
-class BatchReader(Reader):
-    """All images as one batch, for graphs of a fixed batch size above 1."""
+    def attempt(into: Written, contender: str, make: Callable[[Path], Path]) -> None:
+        say(f"{name}: writing {contender}")
+        try:
+            path = make(folder / f"{contender.replace(' ', '-').replace(',', '')}.onnx")
+            session(path, 1)
+            into[contender] = path
+        except Exception as error:  # a peer may fail in any way; the table then says so
+            lines = str(error).splitlines() or [""]
+            failed[contender] = f"{type(error).__name__}: {lines[0][:200]}"
 
-    def __init__(self, images: Tensor) -> None:
-        self.rows = iter([images])
-
-
-def modelopt_legacy(module: nn.Module, images: Tensor, path: Path, batch: int) -> Path:
-    """Quantize with ModelOpt and export with the TorchScript exporter."""
-    import modelopt.torch.quantization as mtq
-
-    with quiet(), torch.no_grad():
-        twin = mtq.quantize(
-            copy.deepcopy(module), mtq.INT8_DEFAULT_CFG, lambda model: model(images)
-        )
-        torch.onnx.export(
-            twin,
-            (images[:1].repeat(batch, 1, 1, 1),),
-            str(path),
-            dynamo=False,
-            opset_version=17,
-            input_names=["input"],
-            output_names=["logits"],
-        )
-    return path
+    attempt(paths, "quantize_static", lambda path: static(fp32, images, path, batch))
+    for title, settings in TUNED.items():
+        attempt(tuned, title, lambda path, s=settings: static(fp32, images, path, batch, **s))  # type: ignore[misc]
+    attempt(
+        paths,
+        "modelopt legacy",
+        lambda path: modelopt_legacy(network.module, images, path, batch),
+    )
+    for peer, contender in ENVIRONMENTS.items():
+        if peer not in venvs:
+            failed[contender] = f"left out, because --peer-venv {peer}=DIR was not given"
+        elif batch > 1:
+            failed[contender] = "left out, because its calibration reads single images"
+        else:
+            attempt(
+                paths,
+                contender,
+                lambda path, peer=peer: quantize_elsewhere(  # type: ignore[misc]
+                    peer, venvs[peer], fp32, images, path, transformer=network.transformer
+                ),
+            )
+    return paths, tuned, failed
 
 
 def session(path: Path, threads: int) -> ort.InferenceSession:
@@ -259,62 +150,66 @@ def measure(
     return measure_interleaved(calls, settings), logits
 
 
-def run_model(name: str, threads: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Write and measure all contenders of one model."""
-    module: Any = make_model(name)
-    size = module.pretrained_cfg["input_size"]
-    images = torch.randn(max(IMAGES, batch), *size)
-    x = images[:batch].numpy()
-    failed: dict[str, str] = {}
+def run_model(
+    name: str, threads: list[int], batch: int, rounds: int, venvs: dict[str, Path]
+) -> list[dict[str, Any]]:
+    """Write all contenders of one model and measure them at each number of threads."""
+    network = make_network(name)
+    images = torch.randn(max(IMAGES, batch), *network.size)
+    with torch.no_grad():
+        reference = network.module(images[:batch]).numpy()
     with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        say(f"{name}: exporting and calibrating")
-        paths = ours(module, images, folder, batch)
-        fp32 = paths["fp32"]
-
-        def attempt(contender: str, make: Callable[[Path], Path]) -> None:
-            say(f"{name}: writing {contender}")
-            try:
-                path = make(folder / f"{contender.replace(' ', '-').replace(',', '')}.onnx")
-                session(path, threads)
-                paths[contender] = path
-            except Exception as error:  # a peer may fail in any way; the table then says so
-                failed[contender] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-
-        attempt("quantize_static", lambda path: static(fp32, images, path, batch))
-        known = set(paths)
-        for title, settings in TUNED.items():
-            attempt(title, lambda path, s=settings: static(fp32, images, path, batch, **s))  # type: ignore[misc]
-        tuned = {title: path for title, path in paths.items() if title not in known}
-        say(f"{name}: choosing the fastest of {len(tuned)} settings of quantize_static")
-        trial = measure(tuned, x, threads, max(3, rounds // 4))[0]
-        best = min(trial, key=lambda title: trial[title].median_ms)
-        for title in tuned:
-            del paths[title]
-        paths["quantize_static tuned"] = tuned[best]
-        attempt("modelopt legacy", lambda path: modelopt_legacy(module, images, path, batch))
-        say(f"{name}: measuring {len(paths)} contenders, {rounds} rounds")
-        timings, logits = measure(paths, x, threads, rounds)
-        with torch.no_grad():
-            reference = module(images[:batch]).numpy()
-        rows = {
-            title: {
-                **figures(timing, timings["fp32"]),
-                "error": float(np.abs(logits[title] - reference).max() / np.abs(reference).max()),
-                "megabytes": round(paths[title].stat().st_size / 1e6, 2),
-                "integer_products": integer_products(fused_ops(paths[title], threads)),
+        paths, tuned, failed = write_all(name, network, images, Path(text), batch, venvs)
+        return [
+            {
+                "model": name,
+                "threads": count,
+                "batch": batch,
+                **compare(name, paths, tuned, images[:batch].numpy(), reference, count, rounds),
+                "failed": failed,
             }
-            for title, timing in timings.items()
+            for count in threads
+        ]
+
+
+def compare(
+    name: str,
+    paths: Written,
+    tuned: Written,
+    x: np.ndarray,
+    reference: np.ndarray,
+    threads: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Measure all contenders turn by turn; of the settings of quantize_static the fastest."""
+    say(f"{name}: choosing the fastest of {len(tuned)} settings of quantize_static")
+    trial = measure(tuned, x, threads, max(3, rounds // 4))[0]
+    best = min(trial, key=lambda title: trial[title].median_ms)
+    paths = {**paths, "quantize_static tuned": tuned[best]}
+    say(f"{name}: measuring {len(paths)} contenders, {threads} thread(s), {rounds} rounds")
+    timings, logits = measure(paths, x, threads, rounds)
+    size = paths["fp32"].stat().st_size
+    rows: dict[str, Any] = {}
+    for title, timing in timings.items():
+        found = fused_ops(paths[title], threads)
+        own = paths[title].stat().st_size
+        rows[title] = {
+            **figures(timing, timings["fp32"]),
+            "error": float(np.abs(logits[title] - reference).max() / np.abs(reference).max()),
+            "megabytes": round(own / 1e6, 2),
+            "size_ratio": round(own / size, 3),
+            "integer_products": integer_products(found),
+            "fused_ops": {op: count for op, count in found.items() if _is_integer(op)},
         }
     return {
-        "model": name,
-        "threads": threads,
-        "batch": batch,
         "contenders": rows,
         "tuned_settings": best,
         "tuned_trial_ms": {title: round(t.median_ms, 3) for title, t in trial.items()},
-        "failed": failed,
     }
+
+
+def _is_integer(op: str) -> bool:
+    return op in INTEGER_OPS or op.startswith("QLinear") or op == "QAttention"
 
 
 def figures(timing: Timing, baseline: Timing) -> dict[str, Any]:
@@ -332,35 +227,51 @@ def table(result: dict[str, Any]) -> str:
     """Lay out one model's figures for a terminal."""
     lines = [
         f"{result['model']}, {result['threads']} thread(s), batch {result['batch']}",
-        f"{'contender':24}{'median ms':>11}{'p90 ms':>9}{'x FP32':>8}{'MB':>8}{'int ops':>9}"
-        f"{'error':>10}  settled",
+        f"{'contender':24}{'median ms':>11}{'p90 ms':>9}{'x FP32':>8}{'MB':>8}{'size':>7}"
+        f"{'error':>10}  settled  integer operators",
     ]
     for title, row in result["contenders"].items():
+        ops = ", ".join(f"{count} {op}" for op, count in row["fused_ops"].items())
         lines.append(
             f"{title:24}{row['median_ms']:11.2f}{row['p90_ms']:9.2f}{row['ratio']:8.2f}"
-            f"{row['megabytes']:8.1f}{row['integer_products']:9d}{row['error']:10.1e}  "
-            f"{'yes' if row['settled'] else 'no'}"
+            f"{row['megabytes']:8.1f}{row['size_ratio']:7.2f}{row['error']:10.1e}  "
+            f"{'yes' if row['settled'] else 'no':7}  {ops}"
         )
     lines.append(f"tuned = {result['tuned_settings']}")
     lines += [f"{title} failed: {reason}" for title, reason in result["failed"].items()]
     return "\n".join(lines)
 
 
+def environments(given: list[str]) -> dict[str, Path]:
+    """Read ``NAME=DIR`` pairs."""
+    found = {}
+    for pair in given:
+        name, _, folder = pair.partition("=")
+        if name not in ENVIRONMENTS or not (Path(folder) / "bin" / "python").exists():
+            known = ", ".join(ENVIRONMENTS)
+            raise SystemExit(f"--peer-venv takes NAME=DIR, with NAME of {known}; not {pair}")
+        found[name] = Path(folder).absolute()
+    return found
+
+
 def main() -> None:
     """Read the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20, help="samples of each contender")
+    parser.add_argument("--peer-venv", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
+    venvs = environments(chosen.peer_venv)
+    torch.set_num_threads(max(chosen.threads))
     results = []
     for name in chosen.models:
-        results.append(run_model(name, chosen.threads, chosen.batch, chosen.rounds))
-        if not chosen.json:
-            print(table(results[-1]), end="\n\n", flush=True)
+        for result in run_model(name, chosen.threads, chosen.batch, chosen.rounds, venvs):
+            results.append(result)
+            if not chosen.json:
+                print(table(result), end="\n\n", flush=True)
     if chosen.json:
         versions = {"onnxruntime": ort.__version__, "torch": torch.__version__}
         report = {"machine": describe_machine(), "versions": versions, "results": results}

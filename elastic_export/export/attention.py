@@ -11,14 +11,13 @@ on the numbers of the elements (see ``movement``), which gives the channel behin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from elastic_export.export.graph import (
-    add_initializer,
     constant_of,
     insert_before,
     only_consumer,
@@ -27,6 +26,7 @@ from elastic_export.export.graph import (
 )
 from elastic_export.export.layers import Layer
 from elastic_export.export.movement import follow, trace
+from elastic_export.export.projections import product_of_channels, with_bias
 
 __all__ = ["MICROSOFT", "PARTS", "separate_attention"]
 
@@ -62,7 +62,7 @@ def separate_attention(graph: ir.Graph, layers: list[Layer]) -> list[Layer]:
     owners = {}
     for layer in layers:
         if layer.entry.op == "MatMul":
-            result, bias = _with_bias(layer)
+            result, bias = with_bias(layer)
             owners[result] = (layer, bias)
     parts: dict[str, list[Layer]] = {}
     for node in list(graph):
@@ -71,16 +71,6 @@ def separate_attention(graph: ir.Graph, layers: list[Layer]) -> list[Layer]:
             layer, bias = owners[found.projection]
             parts[layer.name] = _rewrite(graph, found, layer, bias)
     return [part for layer in layers for part in parts.get(layer.name, [layer])]
-
-
-def _with_bias(layer: Layer) -> tuple[ir.Value, NDArray | None]:
-    product = layer.node.outputs[0]
-    step = only_consumer(product)
-    if step is not None and step.op_type == "Add":
-        bias = constant_of(step.inputs[1] if step.inputs[0] is product else step.inputs[0])
-        if bias is not None and bias.ndim == 1:
-            return step.outputs[0], bias
-    return product, None
 
 
 def _match(softmax: ir.Node) -> _Attention | None:
@@ -161,33 +151,9 @@ def _rewrite(graph: ir.Graph, found: _Attention, layer: Layer, bias: NDArray | N
     parts: list[Layer] = []
     values: list[ir.Value] = []
     for part, columns in zip(PARTS, found.columns, strict=True):
-        chosen = columns.reshape(-1)
-        name, parameter = f"{layer.entry.node}.{part}", f"{layer.entry.initializer}.{part}"
-        weight = np.ascontiguousarray(layer.weight[:, chosen])
-        sizes = ir.Shape([*shape[:-1], len(chosen)])
-        value = insert_before(
-            layer.node,
-            "MatMul",
-            [layer.source, add_initializer(graph, parameter, weight)],
-            name=name,
-            dtype=ir.DataType.FLOAT,
-            shape=sizes,
-        )
-        node = value.producer()
-        assert node is not None
-        if bias is not None:
-            value = insert_before(
-                layer.node,
-                "Add",
-                [value, add_initializer(graph, f"{layer.name}.bias.{part}", bias[chosen])],
-                name=f"{name}.bias",
-                dtype=ir.DataType.FLOAT,
-                shape=sizes,
-            )
+        one, value = product_of_channels(graph, layer, bias, columns.reshape(-1), part)
+        parts.append(one)
         values.append(value)
-        entry = replace(layer.entry, initializer=parameter, node=name)
-        amax = layer.amax[chosen]
-        parts.append(replace(layer, entry=entry, node=node, weight=weight, amax=amax))
     heads = len(found.columns[0])
     mixed = insert_before(
         found.last,

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from elastic_export.export.graph import constant_of, only_consumer, read_static_shape
 
-__all__ = ["Trace", "follow", "trace"]
+__all__ = ["Trace", "destinations", "follow", "trace"]
 
 MOVES = ("Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+
+JOINS = "Concat"
+"""The operator that puts parts together; it only moves where all parts come from one value."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ def trace(value: ir.Value | None) -> Trace | None:
     if value is None:
         return None
     node = value.producer()
+    if node is not None and node.op_type == JOINS:
+        joined = _join(node)
+        if joined is not None:
+            return joined
     if node is None or node.op_type not in MOVES:
         shape = read_static_shape(value)
         if shape is None:
@@ -50,6 +57,37 @@ def trace(value: ir.Value | None) -> Trace | None:
     if before is None or moved is None:
         return None
     return Trace(before.root, moved, (*before.nodes, node))
+
+
+def _join(node: ir.Node) -> Trace | None:
+    parts = [trace(value) for value in node.inputs]
+    known = [part for part in parts if part is not None]
+    if not known or len(known) != len(parts) or len({part.root for part in known}) != 1:
+        return None
+    axis = node.attributes.get_int("axis", 0)
+    places = np.concatenate([part.places for part in known], axis)
+    nodes = dict.fromkeys(each for part in known for each in part.nodes)
+    return Trace(known[0].root, places, (*nodes, node))
+
+
+def destinations(value: ir.Value) -> list[ir.Value]:
+    """Return the moved forms of a value (or itself) that something other than a move reads."""
+    found: dict[ir.Value, None] = {}
+    seen, waiting = {value}, [value]
+    while waiting:
+        current = waiting.pop(0)
+        if current.is_graph_output():
+            found[current] = None
+        for use in current.uses():
+            moves = use.node.op_type == JOINS or (use.node.op_type in MOVES and use.idx == 0)
+            if not moves:
+                found[current] = None
+                continue
+            for output in use.node.outputs:
+                if output not in seen:
+                    seen.add(output)
+                    waiting.append(output)
+    return list(found)
 
 
 def follow(value: ir.Value, order: tuple[int, ...], rank: int) -> ir.Node | None:

@@ -23,10 +23,10 @@ from elastic_export.export import (
     run_onnx,
 )
 from elastic_export.export.files import load_model, save_model
+from elastic_export.export.reference import rounded_like
 from elastic_export.export.saturation import pair_safe_int8
 from elastic_export.export.simplify import tidy
 from elastic_export.export.tokens import select_tokens_early
-from elastic_export.quantize.fake import fake_quantize
 
 
 def write(case, folder, name):
@@ -57,11 +57,11 @@ def ops(path: Path) -> Counter:
 def test_transformer_node_by_node(vit, vit_int8):
     path, report = vit_int8
     found = ops(path)
-    assert found["MatMulIntegerToFloat"] == 3 * 6 + 18, "query, key and value are three products"
+    assert found["MatMulIntegerToFloat"] == 3 * 6 + 19, "query, key and value are three products"
     assert found["MultiHeadAttention"] == 6
-    assert found["QuantizeLinear"] == 25, "query, key and value share one but for the last query"
-    assert found["DequantizeLinear"] == found["MatMul"] == found["Split"] == 0
-    assert found["Conv"] == found["Gemm"] == 1, "patch embedding and head stay in floating point"
+    assert found["QuantizeLinear"] == 28, "query, key and value share one but for the last query"
+    assert found["DequantizeLinear"] == 4, "around the patch embedding"
+    assert found["MatMul"] == found["Split"] == found["Gemm"] == 0
     assert found["Add"] == 13, "biases are inside the products; residuals are left"
     graph = onnx.load(str(path)).graph
     nodes = {node.name: node for node in graph.node}
@@ -69,9 +69,10 @@ def test_transformer_node_by_node(vit, vit_int8):
     names = [
         (name, part)
         for name in report.int8
+        if name != "patch_embed.proj"
         for part in ((".q", ".k", ".v") if name.endswith("qkv") else ("",))
     ]
-    assert len(names) == 36
+    assert len(names) == 37
     for name, part in names:
         node = nodes[name + part]
         assert node.op_type == "MatMulIntegerToFloat"
@@ -83,32 +84,36 @@ def test_transformer_node_by_node(vit, vit_int8):
         assert stored[node.input[3]].shape == (width,)
         bias = layer.bias.detach().numpy()
         start = width * max(0, "qkv".find(part[1:]))
-        np.testing.assert_array_equal(stored[node.input[6]], bias[start : start + width])
+        if len(node.input) == 7:
+            np.testing.assert_array_equal(stored[node.input[6]], bias[start : start + width])
+        else:
+            assert not bias.any(), "only a bias of zeros is left out"
         producer = next(n for n in graph.node if node.input[0] in n.output)
+        if producer.op_type == "Reshape":
+            producer = next(n for n in graph.node if producer.input[0] in n.output)
         assert producer.op_type == "QuantizeLinear"
         site = vit.record.site(name, "input")
         scale, zero = site.affine_u8()
         assert stored[producer.input[1]] == scale
         assert stored[producer.input[2]] == zero
         assert stored[producer.input[2]].dtype == np.uint8
-    assert set(report.kept_float) == {"patch_embed.proj", "head"}
-    assert "classifier" in report.kept_float["head"]
+    assert not report.kept_float
 
 
 def test_transformer_is_fused(vit_int8):
     found = fused_ops(vit_int8[0], threads=1)
-    assert found["MatMulIntegerToFloat"] == 36
+    assert found["MatMulIntegerToFloat"] == 37
     assert found["MultiHeadAttention"] == 6
-    assert found["Gemm"] == 1, "only the head"
-    assert not {"MatMul", "Split", "Softmax"} & set(found)
-    assert "DequantizeLinear" not in found
+    assert found["QLinearConv"] == 1
+    assert not {"Conv", "Gemm", "MatMul", "Split", "Softmax"} & set(found)
+    assert found["DequantizeLinear"] == 1, "behind the patch embedding"
 
 
 def test_convolutions_node_by_node(resnet, resnet_int8):
     path, report = resnet_int8
     found = ops(path)
     assert found["Conv"] == 15
-    assert len(report.int8) == 14
+    assert len(report.int8) == 16
     stored = arrays(path)
     graph = onnx.load(str(path)).graph
     makers = {output: node for node in graph.node for output in node.output}
@@ -134,10 +139,11 @@ def test_convolutions_node_by_node(resnet, resnet_int8):
 
 def test_convolutions_are_fused(resnet_int8):
     found = fused_ops(resnet_int8[0], threads=1)
-    assert found["QLinearConv"] == 14
-    assert found["Conv"] == 1, "the first one, on three channels"
+    assert found["QLinearConv"] == 15 + 3, "three are average pools"
+    assert "Conv" not in found
     assert found["QLinearAdd"] == 3, "all but the last, whose sum no quantized layer reads"
-    assert found["QLinearAveragePool"] == 3
+    assert "QLinearAveragePool" not in found
+    assert found["SpaceToDepth"] == 1, "the first one reads blocks of pixels"
     assert found["NhwcMaxPool"] == 1, "the first stage ends in integers, so does its pool"
     assert found.get("Relu", 0) <= 1
 
@@ -154,7 +160,7 @@ def test_close_to_torch(name, request):
 def test_pattern_is_kept(name, request):
     case, (path, report) = request.getfixturevalue(name), request.getfixturevalue(f"{name}_int8")
     findings = check_pattern_onnx(path, case.exported.table, case.patterns)
-    assert set(findings) == {f"{layer}.weight" for layer in report.int8}
+    assert set(findings) == set(case.patterns) <= {f"{layer}.weight" for layer in report.int8}
     assert {found["dtype"] for found in findings.values()} == {"int8"}
 
 
@@ -165,9 +171,11 @@ def test_same_input_same_bytes(vit, vit_int8, tmp_path):
 
 def test_equals_the_fake_quantized_network(tiny, tmp_path, monkeypatch):
     """But for single values that round the other way, the graph computes what torch simulates."""
-    monkeypatch.setattr("elastic_export.export.ort_cpu.TANH_GELU_ERROR", np.inf)
+    monkeypatch.setattr("elastic_export.export.ort_cpu.linears.TANH_GELU_ERROR", np.inf)
+    # A folded stem sums in another order, so its weights may have another scale.
+    monkeypatch.setattr("elastic_export.export.ort_cpu.stems.ROW_BYTES", 0)
     path, _ = write(tiny, tmp_path, "tiny")
-    fake = fake_quantize(tiny.module, tiny.record, asymmetric=True, weight_form=pair_safe_int8)
+    fake = rounded_like(tiny.module, tiny.record, "ort-cpu")
     x = torch.randn(16, 3, 32, 32)
     with torch.no_grad():
         wanted, plain = fake(x).numpy(), tiny.module(x).numpy()
@@ -307,7 +315,7 @@ def test_deit_tiny_is_a_third_of_its_size(tmp_path, take_record):
         path = tmp_path / f"{flavour}.onnx"
         report = emit(flavour, exported.path, exported.table, record, path)
         assert report.size_ratio <= 0.35
-        assert len(report.int8) == 48
+        assert len(report.int8) == (50 if flavour == "ort-cpu" else 48)
 
 
 @pytest.mark.parametrize("odd", [False, True])
