@@ -13,6 +13,7 @@ from elastic_export.cli import (
     build,
     cache,
     doctor,
+    estimate,
     export,
     extract,
     inspect,
@@ -34,6 +35,7 @@ app.command()(build.build)
 app.command()(extract.extract)
 app.command()(export.export)
 app.command()(bench.bench)
+app.command()(estimate.estimate)
 app.command()(report.report)
 app.command()(inspect.inspect)
 app.add_typer(targets.app, name="targets")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from elastic_export.config.transform import Transform
 from elastic_export.engine.bundle import sample_file, write_bundle
+from elastic_export.engine.device_plan import PLAN, Graph, device_plan
 from elastic_export.engine.runners import OrtRunner
-from elastic_export.engine.trtexec import build_arguments, timing_arguments
 from elastic_export.measure.board.compose import SCRIPT, compose
 
 __all__ = ["RELEASES", "make_bundle", "network"]
@@ -26,8 +25,8 @@ def network(path: Path, scale: float = 1.0) -> None:
     weight = np.random.default_rng(0).normal(size=(48, 10)).astype(np.float32) * scale
     graph = helper.make_graph(
         [
-            helper.make_node("Flatten", ["input"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+            helper.make_node("Flatten", ["input"], ["flat"], "flat"),
+            helper.make_node("MatMul", ["flat", "weight"], ["logits"], "head"),
         ],
         "tiny",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 4, 4])],
@@ -38,37 +37,15 @@ def network(path: Path, scale: float = 1.0) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
 
 
-def releases(precision: str) -> list[dict[str, Any]]:
-    found = []
-    for version in RELEASES:
-        strong = int(version.split(".")[0]) >= 10
-        build = build_arguments(
-            version,
-            strongly_typed=strong,
-            sparse=True,
-            quantized=precision == "int8",
-            workspace="{mib}",
-        )
-        numbers = [int(part) for part in version.split(".")[:2]]
-        time_flags = [
-            flag
-            for flag in timing_arguments(version)
-            if not flag.startswith(("--warmUp", "--duration", "--iterations"))
-        ]
-        leveled = numbers >= [8, 6]
-        found.append(
-            {
-                "first": numbers,
-                "last": numbers,
-                "build": build,
-                "time": time_flags,
-                "level": "--builderOptimizationLevel={level}" if leveled else None,
-            }
-        )
-    return found
-
-
-def make_bundle(folder: Path, runtime: str = "onnxruntime", name: str = "tiny") -> Path:
+def make_bundle(
+    folder: Path,
+    runtime: str = "onnxruntime",
+    name: str = "tiny",
+    *,
+    strong: bool = True,
+    pins: Sequence[str] = (),
+) -> Path:
+    """Write a bundle of two precisions; the device plan is the one that real bundles have."""
     work = folder.parent / f"{folder.name}.work"
     work.mkdir()
     images = np.random.default_rng(1).normal(size=(3, 3, 4, 4)).astype(np.float32)
@@ -81,8 +58,11 @@ def make_bundle(folder: Path, runtime: str = "onnxruntime", name: str = "tiny") 
         runner = OrtRunner(path)
         logits[precision] = np.concatenate([runner.run(image[None]) for image in images])
     files["sample.safetensors"] = sample_file(images, logits)
-    plan = {"precisions": {p: {"releases": releases(p)} for p in logits}}
-    files["device.json"] = json.dumps(plan).encode()
+    graphs = {
+        p: Graph(strong, sparse=True, quantized=p == "int8", half=p != "fp32", pins=pins)
+        for p in logits
+    }
+    files[PLAN] = device_plan(graphs)
     write_bundle(
         folder,
         manifest_fields={

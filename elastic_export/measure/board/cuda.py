@@ -4,7 +4,6 @@
 """
 
 import ctypes
-import ctypes.util
 import glob
 from typing import Any, List
 
@@ -13,6 +12,13 @@ from elastic_export.measure.board.shell import Cannot
 __all__ = ["Cuda", "load_cuda"]
 
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
+NAMES = (
+    "libcudart.so",
+    "libcudart.so.13",
+    "libcudart.so.12",
+    "libcudart.so.11.0",
+    "libcudart.so.10.2",
+)
 PLACES = (
     "/usr/local/cuda/lib64/libcudart.so*",
     "/usr/local/cuda/targets/*/lib/libcudart.so*",
@@ -88,16 +94,21 @@ def load_cuda() -> Cuda:
     Raises:
         Cannot: it is not on this machine, or there is no GPU.
     """
-    found = [ctypes.util.find_library("cudart")]
+    found = list(NAMES)
     for place in PLACES:
         found += sorted(glob.glob(place))
     for path in found:
-        if path:
-            try:
-                return Cuda(ctypes.CDLL(path))
-            except OSError:
-                continue
+        library = _open(path)
+        if library is not None:
+            return Cuda(library)
     raise Cannot(
         "The CUDA runtime (libcudart.so) was not found.",
         "Install it with JetPack (sudo apt install nvidia-jetpack), or use trtexec.",
     )
+
+
+def _open(path: str) -> Any:
+    try:
+        return ctypes.CDLL(path)
+    except OSError:
+        return None

@@ -164,6 +164,8 @@ def _runner(
     release = release_for(bundle.plan, precision, board["tensorrt"] or _module_version())
     # An engine holds kernels that were chosen at one mode's clocks, for one release alone.
     made_by = "-".join(part for part in (board["tensorrt"], board["power_mode"]) if part)
+    if release["build"] is None:
+        wanted = "tensorrt"  # trtexec of this release cannot keep single layers in FP32
     if wanted == "trtexec":
         if not trtexec:
             raise Cannot(

@@ -28,9 +28,9 @@ STAND_INS = Path(__file__).parents[2] / "board"
 class Board:
     """A bundle, a private PATH with stand-ins, and the script."""
 
-    def __init__(self, tmp_path: Path, runtime: str = "onnxruntime") -> None:
+    def __init__(self, tmp_path: Path, runtime: str = "onnxruntime", **graph: Any) -> None:
         self.tmp = tmp_path
-        self.bundle = make_bundle(tmp_path / "bundle", runtime)
+        self.bundle = make_bundle(tmp_path / "bundle", runtime, **graph)
         self.bin = tmp_path / "bin"
         self.bin.mkdir()
         self.out = tmp_path / "result.json"
@@ -123,7 +123,7 @@ def test_logits_that_differ_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", RELEASES)
 def test_trtexec_of_every_release(tmp_path: Path, version: str) -> None:
-    board = Board(tmp_path, "tensorrt")
+    board = Board(tmp_path, "tensorrt", strong=version.startswith("1"))
     board.install_trtexec(version)
     done = board.run("--no-clocks", "--rounds=2", "--precision=int8")
     assert done.returncode == 0, done.stderr
@@ -152,7 +152,7 @@ def test_trtexec_of_every_release(tmp_path: Path, version: str) -> None:
 def test_little_memory_is_tried_with_less(
     tmp_path: Path, failure: str, mib: int, retries: int
 ) -> None:
-    board = Board(tmp_path, "tensorrt")
+    board = Board(tmp_path, "tensorrt", strong=False)
     board.install_trtexec("8.5.2", STAND_IN_FAIL=failure)
     done = board.run("--no-clocks", "--rounds=2", "--precision=int8", "--no-profile")
     assert done.returncode == 0, done.stderr
@@ -176,6 +176,62 @@ def test_a_build_that_fails_is_told(tmp_path: Path, failure: str, what: str) -> 
         assert what in model["error"]["what"]
         assert model["error"]["remedy"]
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.fixture(scope="module")
+def cudart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real shared library that stands in for the CUDA runtime."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler (Debian package gcc)")
+    folder = tmp_path_factory.mktemp("cudart")
+    source, library = STAND_INS / "cudart_stand_in.c", folder / "libcudart.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("version", ["8.2.1", "8.5.2", "10.3.0", "11.1.0"])
+def test_the_tensorrt_module_of_every_release(tmp_path: Path, cudart: Path, version: str) -> None:
+    strong = version.startswith("1")
+    board = Board(tmp_path, "tensorrt", strong=strong, pins=() if strong else ("head",))
+    log = tmp_path / "asked.json"
+    board.environment.update(
+        PYTHONPATH=str(STAND_INS / "tensorrt_stand_in"),
+        LD_LIBRARY_PATH=str(cudart),
+        STAND_IN_VERSION=version,
+        STAND_IN_LOG=str(log),
+    )
+    arguments = ("--no-clocks", "--precision=int8", "--rounds=2")
+    done = board.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    model = board.result["models"]["tiny/int8"]
+    assert model["runtime"] == "tensorrt"
+    assert model["accuracy"]["ok"]
+    assert 0 < model["gpu_compute_ms"]["median"] <= model["latency_ms"]["median"]
+    asked = json.loads(log.read_text())
+    assert "SPARSE_WEIGHTS" in asked["flags"]
+    assert ("FP16" in asked["flags"]) != strong
+    assert asked["pinned"] == ([] if strong else [["head", "float32"]])
+    assert asked["network"] == [3 if strong else 1]
+    assert asked["workspace"][0] == ("max_workspace_size" if version == "8.2.1" else "WORKSPACE")
+    again = board.run(*arguments, "--fresh")
+    assert again.returncode == 0
+    assert board.result["models"]["tiny/int8"]["built"]["reused"]
+
+
+def test_layers_that_trtexec_cannot_pin_are_pinned_by_the_module(
+    tmp_path: Path, cudart: Path
+) -> None:
+    board = Board(tmp_path, "tensorrt", strong=False, pins=("head",))
+    board.install_trtexec("8.2.1")
+    board.environment.update(
+        PYTHONPATH=str(STAND_INS / "tensorrt_stand_in"), LD_LIBRARY_PATH=str(cudart)
+    )
+    done = board.run("--no-clocks", "--rounds=1")
+    assert done.returncode == 0, done.stderr
+    models = board.result["models"]
+    assert models["tiny/int8"]["runtime"] == "tensorrt"
+    assert models["tiny/fp32"]["runtime"] == "trtexec"
 
 
 def test_a_release_the_bundle_was_not_made_for(tmp_path: Path) -> None:
@@ -239,6 +295,32 @@ def test_clocks_power_and_mode(tmp_path: Path) -> None:
     assert energy["load_w"] == pytest.approx(5.0)
     assert energy["net_of_idle"] == pytest.approx(0.0, abs=1e-6)
     assert energy["per_inference"] > 0
+
+
+def test_a_change_of_mode_and_a_clock_that_drops_are_marked(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    jetson(board)
+    count = tmp_path / "count"
+    # The mode changes while it is measured, and the clock that nvidia-smi tells falls by half.
+    later = 'n=$(($(cat "{count}" 2>/dev/null || echo 0) + 1)); echo $n > "{count}"\n'
+    board.install(
+        "nvpmodel",
+        "#!/bin/sh\n"
+        + later.format(count=count)
+        + '[ $n -lt 6 ] && echo "NV Power Mode: MODE_15W" || echo "NV Power Mode: MODE_7W"\n',
+    )
+    board.install(
+        "nvidia-smi",
+        "#!/bin/sh\n"
+        + later.format(count=f"{count}.clock")
+        + 'case "$*" in *clocks.sm*) [ $n -lt 12 ] && echo 1000 || echo 500 ;;\n'
+        + "*) echo N/A ;; esac\n",
+    )
+    done = board.run("--precision=fp32", "--no-power", "--idle-seconds=0")
+    assert done.returncode == 0, done.stderr
+    flags = board.result["models"]["tiny/fp32"]["flags"]
+    assert "mode_changed" in flags
+    assert "throttled" in flags
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

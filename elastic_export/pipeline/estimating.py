@@ -1,0 +1,201 @@
+"""Latency estimates of bundles and ONNX files, and fitting them to what a board measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from elastic_export.artifacts.digest import sha256_file
+from elastic_export.config.fused_layer import FusedLayer
+from elastic_export.config.target import Precision
+from elastic_export.config.targets import ResolvedTarget, load_target
+from elastic_export.engine.bundle import Bundle, load_bundle
+from elastic_export.errors import UserError
+from elastic_export.export.fused_layers import fused_layers, quantized_nodes
+from elastic_export.measure.device_fit import (
+    DeviceFit,
+    Measurement,
+    fit,
+    fitted_basis,
+    save_fit,
+)
+from elastic_export.measure.estimate import estimate
+from elastic_export.measure.kernel_costs import TURING, device_of
+
+__all__ = ["estimate_latency", "fit_board"]
+
+
+def estimate_latency(path: Path, target: str, precision: str | None = None) -> dict[str, Any]:
+    """Estimate what a network would take on a device that is not here.
+
+    Args:
+        path: A bundle, or a plain FP32 file with static shapes.
+        target: ``NAME[@SOFTWARE[:MODE]]``.
+        precision: ``fp32``, ``fp16`` or ``int8``; all that the target runs unless given.
+
+    Returns:
+        ``how`` is ``"estimate"``. ``estimates`` maps a precision to what ``Estimate.to_json``
+        gives; ``target``, ``basis`` (what the constants were fitted to), ``macs``,
+        ``sparse_layers`` and ``notes`` hold for all.
+
+    Raises:
+        UserError: The target, the file or the precision cannot be estimated; says why.
+        CheckFailed: A file of the bundle was changed.
+    """
+    resolved = load_target(target)
+    device = device_of(resolved)
+    precisions = _precisions(resolved, precision)
+    bundle = load_bundle(path) if path.is_dir() else None
+    layers = _layers(bundle, path, resolved)
+    basis = fitted_basis(device)
+    found = {
+        one: estimate(_as_quantized(layers, bundle, one), device, one, basis) for one in precisions
+    }
+    notes = [f"Unverified figures of the target: {', '.join(device.unverified)}."]
+    notes = notes if device.unverified else []
+    if device.l2_mb == 0:
+        notes.append("The target's cache is not known and counted as none.")
+    if "fp32" in precisions and 70 <= (resolved.target.sm or 0) < 80:
+        notes.append(
+            "FP32 has no tensor cores there, which is not fitted: its estimate is two to four "
+            "times too high."
+        )
+    sparse = sum(layer.sparse for layer in layers)
+    if sparse and not device.sparse:
+        notes.append(f"{sparse} layers hold 2:4, which this device does not skip.")
+    return {
+        "how": "estimate",
+        "path": str(path),
+        "target": resolved.identity,
+        "basis": basis.text,
+        "macs": sum(layer.macs for layer in layers),
+        "sparse_layers": sparse,
+        "estimates": {name: result.to_json() for name, result in found.items()},
+        "notes": notes,
+    }
+
+
+def fit_board(results: Sequence[Path], bundles: Sequence[Path], target: str) -> DeviceFit:
+    """Fit a target to results of ``bench --on`` and keep it; later estimates use it.
+
+    Args:
+        results: RESULT.json files of the board's script, or what ``bench --on --json`` printed.
+        bundles: The bundles that were measured; their layers are read here.
+        target: What was measured, in full where it has power modes.
+
+    Raises:
+        UserError: A file is no such result, it was measured in another power mode or JetPack, or
+            none of its models belongs to the bundles.
+        CheckFailed: A file of a bundle was changed.
+    """
+    resolved = load_target(target)
+    device = device_of(resolved)
+    loaded = {bundle.manifest.name: bundle for bundle in map(load_bundle, bundles)}
+    layers: dict[str, list[FusedLayer]] = {}
+    found: list[Measurement] = []
+    for path in results:
+        for document in _documents(path):
+            _same_board(document, resolved, path)
+            for key, model in document["models"].items():
+                name, _, precision = key.rpartition("/")
+                bundle = loaded.get(name)
+                if bundle is None or precision not in get_args(Precision) or not _counts(model):
+                    continue
+                if model["sha256"] != sha256_file(bundle.model(precision)):
+                    continue
+                if name not in layers:
+                    layers[name] = _layers(bundle, bundle.folder, resolved)
+                one = cast("Precision", precision)
+                figures = model.get("gpu_compute_ms") or model["latency_ms"]
+                mine = _as_quantized(layers[name], bundle, one)
+                found.append(Measurement(key, mine, one, float(figures["median"])))
+    if not found:
+        raise UserError(
+            f"No model of {', '.join(map(str, results))} counts for the bundles given.",
+            "Give the bundles that were measured, unchanged; a measurement that did not settle or "
+            "was throttled does not count.",
+        )
+    result = fit(found, device)
+    save_fit(result)
+    return result
+
+
+def _precisions(resolved: ResolvedTarget, asked: str | None) -> list[Precision]:
+    if asked is None:
+        return list(resolved.flavours)
+    if asked not in resolved.flavours:
+        raise UserError(
+            f"{resolved.identity} does not run {asked}.",
+            f"Choose {' or '.join(resolved.flavours)}.",
+        )
+    return [one for one in resolved.flavours if one == asked]
+
+
+def _layers(bundle: Bundle | None, path: Path, resolved: ResolvedTarget) -> list[FusedLayer]:
+    turing = (resolved.target.sm or 0) >= TURING
+    return fused_layers(path if bundle is None else bundle.model("fp32"), turing=turing)
+
+
+def _as_quantized(
+    layers: list[FusedLayer], bundle: Bundle | None, precision: Precision
+) -> list[FusedLayer]:
+    """Take from a bundle's own INT8 file which layers are INT8; without one, shapes decide."""
+    if bundle is None or precision != "int8" or "int8" not in bundle.manifest.models:
+        return layers
+    names = quantized_nodes(bundle.model("int8"))
+    if not names:
+        return layers
+    return [
+        layer.model_copy(update={"int8": layer.name in names and layer.macs > 0})
+        for layer in layers
+    ]
+
+
+def _counts(model: Mapping[str, Any]) -> bool:
+    """Tell whether a measurement says something of the target as it is named."""
+    spoilt = {"throttled", "mode_changed"} & set(model.get("flags") or ())
+    return not model.get("error") and bool(model.get("settled")) and not spoilt
+
+
+def _documents(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Read the results in a file: one board's, or those of several."""
+    try:
+        data = json.loads(path.read_text())
+        boards = data.get("boards")
+        found = (
+            [data] if boards is None else [b["result"] for b in boards.values() if "result" in b]
+        )
+        for document in found:
+            for model in document["models"].values():
+                if not model.get("error"):
+                    float((model.get("gpu_compute_ms") or model["latency_ms"])["median"])
+                    str(model["sha256"])
+            dict(document["board"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no result of a measurement on a board ({type(error).__name__}: {error}).",
+            "Give the RESULT.json of on_device.py, or what bench --on --json printed.",
+        ) from error
+    yield from found
+
+
+def _same_board(document: Mapping[str, Any], resolved: ResolvedTarget, path: Path) -> None:
+    """Refuse figures of another power mode, release or runtime: they would be kept wrongly."""
+    board = document["board"]
+    mode, jetpack = board.get("power_mode"), board.get("jetpack")
+    software = resolved.software.name
+    wrong = ""
+    if mode and resolved.power_mode:
+        plain = [str(m).upper().removeprefix("MODE_") for m in (mode, resolved.power_mode)]
+        wrong = f"in power mode {mode}" if plain[0] != plain[1] else ""
+    if jetpack and software.startswith("jp") and not f"jp{jetpack}".startswith(software):
+        wrong = f"with JetPack {jetpack}"
+    if (document.get("methodology") or {}).get("runtime") == "onnxruntime":
+        wrong = "with ONNX Runtime"
+    if wrong:
+        raise UserError(
+            f"{path} was measured {wrong}, and {resolved.identity} is another target.",
+            "Name the target that was measured, as NAME@SOFTWARE:MODE.",
+        )
