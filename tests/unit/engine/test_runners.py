@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from elastic_export.engine.runners import OrtRunner, TorchRunner
+from elastic_export.engine.runners import OrtRunner, TensorrtOptions, TensorrtRunner, TorchRunner
+from elastic_export.engine.runners import ort as ort_module
 from elastic_export.errors import UserError
 
 WEIGHT = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
@@ -114,3 +118,96 @@ def test_torch_says_what_the_module_cannot_take(x: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"cannot take float32 of shape \[2, 3, 2, 2\]"):
         TorchRunner(nn.Linear(7, 5), threads=before + 1).run(x)
     assert torch.get_num_threads() == before
+
+
+def test_what_runs_is_described(tmp_path: Path) -> None:
+    found = OrtRunner(_save(tmp_path / "net.onnx"), threads=2).describe()
+    assert found["providers"] == ["CPUExecutionProvider"]
+    assert (found["device"], found["threads"], found["input"]) == ("cpu", 2, "tensor(float)")
+    assert TorchRunner(nn.Linear(2, 2)).describe() == {
+        "runner": "torch",
+        "version": torch.__version__,
+        "device": "cpu",
+        "precision": "fp32",
+        "channels_last": False,
+        "threads": 1,
+    }
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is there"
+)
+@pytest.mark.parametrize(
+    ("provider", "missing"),
+    [("cuda", "no CUDAExecutionProvider"), ("tensorrt", "no TensorrtExecutionProvider")],
+)
+def test_a_missing_provider_says_what_to_install(
+    tmp_path: Path, provider: ort_module.ProviderName, missing: str
+) -> None:
+    with pytest.raises(UserError, match=missing) as error:
+        OrtRunner(_save(tmp_path / "net.onnx"), provider=provider)
+    assert "pip install onnxruntime-gpu" in error.value.fix
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is there"
+)
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_no_reason_to_use_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime lists CUDA, cannot start it, and would go on with the CPU."""
+    here = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort_module.ort, "get_available_providers", lambda: here)
+    with pytest.raises(UserError, match="fallback to CPU EP has been explicitly disabled") as error:
+        OrtRunner(_save(tmp_path / "net.onnx"), provider="cuda")
+    assert "driver" in error.value.fix
+
+
+def test_the_tensorrt_provider_is_told_in_its_own_words(tmp_path: Path) -> None:
+    options = TensorrtOptions(tmp_path, fp16=True, int8=True, sparse=True, level=4, workspace_mib=1)
+    assert options.to_provider() == {
+        "trt_fp16_enable": "1",
+        "trt_int8_enable": "1",
+        "trt_sparsity_enable": "1",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(tmp_path),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(tmp_path),
+        "trt_builder_optimization_level": "4",
+        "trt_max_workspace_size": "1048576",
+    }
+    assert "trt_engine_cache_enable" not in TensorrtOptions().to_provider()
+    with pytest.raises(ValueError, match="for the TensorRT provider"):
+        OrtRunner(_save(tmp_path / "net.onnx"), options=options)
+
+
+@pytest.mark.parametrize("precision", ["autocast", "half"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_torch_in_half_precision_leaves_the_module_alone(
+    precision: Literal["autocast", "half"], channels_last: bool
+) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(128, 5))
+    x = np.random.default_rng(1).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    wanted = TorchRunner(module).run(x)
+    runner = TorchRunner(module, precision=precision, channels_last=channels_last)
+    got = runner.run(x)
+    assert got.dtype == np.float32
+    assert 0 < np.abs(got - wanted).max() / np.abs(wanted).max() < 1e-2
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert precision in runner.name
+    assert runner.describe()["channels_last"] is channels_last
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
+def test_torch_without_a_gpu() -> None:
+    with pytest.raises(UserError, match="sees no GPU here"):
+        TorchRunner(nn.Linear(2, 2), device="cuda")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed"
+)
+def test_an_engine_without_tensorrt(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="TensorRT need its Python package"):
+        TensorrtRunner(tmp_path / "net.engine")

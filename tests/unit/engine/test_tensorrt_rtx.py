@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from elastic_export.engine import tensorrt_rtx
+from elastic_export.artifacts.digest import sha256_file
+from elastic_export.engine import builder, tensorrt_rtx
+from elastic_export.engine.builder import BuildOptions, EngineBuilder
+from elastic_export.engine.runners import TensorrtRunner
+from elastic_export.engine.sidecar import read_header
 from elastic_export.errors import CheckFailed, UserError
 
 needs_package = pytest.mark.skipif(
@@ -61,7 +68,13 @@ def test_builds_an_engine(
     assert 0 < report.seconds < 60
     assert json.loads(json.dumps(report.to_json()))["layers"] is None
     assert "not run" in report.note
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.engine", "net.onnx"]
+    assert "no GPU" in report.layers_note or report.layers is not None
+    header = read_header(out)
+    assert (header.runtime, header.version, header.sm) == ("tensorrt-rtx", report.version, sm)
+    assert header.engine_sha256 == sha256_file(out)
+    assert header.log_tail
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["net.engine", "net.engine.json", "net.onnx"]
     assert capfd.readouterr() == ("", "")
 
 
@@ -160,15 +173,89 @@ def test_an_interrupt_stops_the_build_and_writes_nothing(tmp_path: Path) -> None
     assert not (tmp_path / "net.engine").exists()
 
 
+@needs_package
+def test_ctrl_c_stops_the_build_at_its_next_step(tmp_path: Path) -> None:
+    class Presses:
+        def start(self, label: str, total: int) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def advance(self, steps: int = 1, note: str = "") -> None: ...
+
+        def finish(self) -> None: ...
+
+    with pytest.raises(KeyboardInterrupt):
+        tensorrt_rtx.build(
+            _save(tmp_path / "net.onnx"), tmp_path / "net.engine", sm=86, progress=Presses()
+        )
+    assert [each.name for each in tmp_path.iterdir()] == ["net.onnx"]
+
+
+@needs_package
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = _save(tmp_path / "net.onnx"), tmp_path / "net.engine"
+    tensorrt_rtx.build(path, out, sm=86)
+    before = read_header(out)
+    monkeypatch.setattr(Path, "write_bytes", _full)
+    with pytest.raises(UserError):
+        tensorrt_rtx.build(path, out, sm=80)
+    assert read_header(out) == before
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def _full(self: Path, data: bytes) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@needs_package
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (BuildOptions("weak", sm=86), "strongly typed networks only"),
+        (BuildOptions(), "must be told which compute capability"),
+        (BuildOptions(sm=86, timing_cache=Path("t")), "has no timing cache"),
+        (BuildOptions(sm=86, hardware="ampere_plus"), "no hardware compatibility level"),
+    ],
+)
+def test_options_it_does_not_have(tmp_path: Path, options: BuildOptions, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EngineBuilder("tensorrt-rtx").build(_save(tmp_path / "net.onnx"), tmp_path / "e", options)
+    assert [each.name for each in tmp_path.iterdir()] == ["net.onnx"]
+
+
+@needs_package
+@pytest.mark.parametrize("sm", [75, 89, 120])
+def test_level_and_workspace(tmp_path: Path, sm: int) -> None:
+    options = BuildOptions(sm=sm, level=1, workspace_mib=64)
+    report = EngineBuilder("tensorrt-rtx").build(
+        _save(tmp_path / "net.onnx", "float16"), tmp_path / "net.engine", options
+    )
+    assert (report.status, report.sm, report.flags) == ("accepted", sm, ())
+
+
+@needs_package
+@pytest.mark.skipif(builder.device_sm() is not None, reason="there is a GPU that may load it")
+def test_an_engine_is_not_loaded_without_a_gpu(tmp_path: Path) -> None:
+    out = tmp_path / "net.engine"
+    tensorrt_rtx.build(_save(tmp_path / "net.onnx"), out, sm=86)
+    layers, why = EngineBuilder("tensorrt-rtx").read_engine_layers(out)
+    assert layers is None
+    assert "no GPU is seen here" in why
+    with pytest.raises(UserError, match="for a GPU of sm_86, and no GPU is seen here"):
+        TensorrtRunner(out, runtime="tensorrt-rtx")
+
+
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_rtx, "available", lambda: None)
-    with pytest.raises(UserError) as error:
+    monkeypatch.setattr(builder, "installed", lambda runtime: None)
+    for runtime, extra in (("tensorrt", "trt"), ("tensorrt-rtx", "rtx")):
+        with pytest.raises(UserError) as error:
+            EngineBuilder(runtime)  # type: ignore[arg-type]
+        assert f"pip install 'elastic-export[{extra}]'" in error.value.fix
+    with pytest.raises(UserError):
         tensorrt_rtx.build(_save(tmp_path / "net.onnx"), tmp_path / "net.engine", sm=86)
-    assert "pip install 'elastic-export[rtx]'" in error.value.fix
 
 
 def test_available_is_none_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_rtx.importlib.util, "find_spec", lambda _: None)
-    tensorrt_rtx.available.cache_clear()
+    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda _: None)
+    builder.installed.cache_clear()
     assert tensorrt_rtx.available() is None
-    tensorrt_rtx.available.cache_clear()
+    builder.installed.cache_clear()
