@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elastic_export.artifacts.digest import sha256_file
 from elastic_export.config.recipe import DataConfig
 from elastic_export.config.transform import Transform
 from elastic_export.data.order import balanced_order, batch_indices, hold_out
@@ -127,11 +128,14 @@ class FolderSplit:
         return torch.from_numpy(x), torch.from_numpy(self.labels[group])
 
     def _file_digest(self, file: str) -> str:
-        with (self.root / file).open("rb") as stream:
-            state = hashlib.sha256()
-            while chunk := stream.read(1 << 20):
-                state.update(chunk)
-        return state.hexdigest()
+        path = self.root / file
+        try:
+            return sha256_file(path)
+        except OSError as error:
+            raise UserError(
+                f"The image {path} cannot be read: {error.strerror}.",
+                "Replace the file or remove it, then run the command again.",
+            ) from error
 
 
 def load_imagefolder(config: DataConfig, *, seed: int = 0) -> Dataset:

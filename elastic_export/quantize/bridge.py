@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from elastic_export.errors import UserError
 from elastic_export.quantize.histogram import Histogram
 
-__all__ = ["insert_quantizers", "load_modelopt", "read_amax", "run_calibration"]
+__all__ = [
+    "calibrator_states",
+    "insert_quantizers",
+    "load_calibrators",
+    "load_modelopt",
+    "read_amax",
+    "read_histogram",
+    "run_calibration",
+]
 
 RangeOf = Callable[[Histogram], float]
 
@@ -44,7 +52,9 @@ def load_modelopt() -> Any:
     return mtq
 
 
-def insert_quantizers(module: nn.Module, layers: Sequence[str], range_of: RangeOf | None) -> None:
+def insert_quantizers(
+    module: nn.Module, layers: Sequence[str], range_of: RangeOf | None, *, sums: bool = False
+) -> None:
     """Replace the named layers of ``module``, in place, by ModelOpt's quantized ones.
 
     Weights get one range per output channel and inputs one per tensor; every other quantizer
@@ -54,6 +64,7 @@ def insert_quantizers(module: nn.Module, layers: Sequence[str], range_of: RangeO
         module: A copy that may be changed.
         layers: Names of ``Linear`` and ``Conv2d`` modules.
         range_of: How an input's range is read from its histogram; None takes the largest value.
+        sums: Whether the histograms keep sums, too.
     """
     mtq = load_modelopt()
     entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
@@ -61,7 +72,7 @@ def insert_quantizers(module: nn.Module, layers: Sequence[str], range_of: RangeO
         prefix = f"{name}." if name else ""
         inputs: dict[str, Any] = {"num_bits": 8, "axis": None}
         if range_of is not None:
-            inputs["calibrator"] = (_histogram_calibrator(), (range_of,))
+            inputs["calibrator"] = (_histogram_calibrator(), (range_of, sums))
         weights = {"num_bits": 8, "axis": 0}
         entries.append({"quantizer_name": f"{prefix}input_quantizer", "cfg": inputs})
         entries.append({"quantizer_name": f"{prefix}weight_quantizer", "cfg": weights})
@@ -90,6 +101,46 @@ def read_amax(layer: nn.Module, role: str) -> NDArray[np.float32] | None:
     return np.asarray(values.reshape(() if role == "input" else -1), dtype=np.float32)
 
 
+def read_histogram(layer: nn.Module) -> Histogram | None:
+    """Return the histogram of a layer's input; None where ModelOpt keeps its own maximum."""
+    found = getattr(_input_calibrator(layer), "histogram", None)
+    assert found is None or isinstance(found, Histogram)
+    return found
+
+
+def calibrator_states(module: nn.Module, layers: Sequence[str]) -> dict[str, Any]:
+    """Return what the input calibrators of the named layers collected, as numbers and tensors.
+
+    Weights are not among it: they are read anew at the beginning of every pass.
+    """
+    states: dict[str, Any] = {}
+    for name in layers:
+        layer = module.get_submodule(name)
+        histogram = read_histogram(layer)
+        largest = _input_calibrator(layer)
+        states[name] = largest._calib_amax if histogram is None else histogram.state()
+    return states
+
+
+def load_calibrators(module: nn.Module, states: Mapping[str, Any]) -> None:
+    """Let the input calibrators go on from what :func:`calibrator_states` returned."""
+    for name, state in states.items():
+        layer = module.get_submodule(name)
+        histogram = read_histogram(layer)
+        if histogram is not None:
+            histogram.load(state)
+        else:
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            largest = _input_calibrator(layer)
+            largest._calib_amax = None if state is None else state.to(weight.device)
+
+
+def _input_calibrator(layer: nn.Module) -> Any:
+    quantizer: Any = getattr(layer, "input_quantizer", None)
+    return None if quantizer is None else quantizer._calibrator
+
+
 @cache
 def _histogram_calibrator() -> type:
     """Build ModelOpt's calibrator interface around ``Histogram``."""
@@ -99,16 +150,17 @@ def _histogram_calibrator() -> type:
     class HistogramCalibrator(_Calibrator):  # type: ignore[misc]
         """Collects a ``Histogram`` and reads its range with the function it was given."""
 
-        def __init__(self, range_of: RangeOf) -> None:
+        def __init__(self, range_of: RangeOf, sums: bool) -> None:
             super().__init__()
             self.range_of = range_of
-            self.histogram = Histogram()
+            self.sums = sums
+            self.histogram = Histogram(sums=sums)
 
         def collect(self, x: Tensor) -> None:
             self.histogram.collect(x)
 
         def reset(self) -> None:
-            self.histogram = Histogram()
+            self.histogram = Histogram(sums=self.sums)
 
         def compute_amax(self, *args: object, **kwargs: object) -> Tensor | None:
             if self.histogram.total == 0:

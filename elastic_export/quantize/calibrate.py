@@ -1,36 +1,46 @@
 """Calibration: one forward pass over images, one range per site, into the quantization record.
 
 ModelOpt (https://github.com/NVIDIA/Model-Optimizer) calibrates inputs per tensor and weights per
-output channel. In the same pass our hooks collect min and max of every layer's input and output.
-For percentile and entropy ModelOpt's calibration runs with our own histogram (see ``histogram``
-for what was wrong with its own).
+output channel. In the same pass our hooks collect min and max of every layer's input and output,
+and the ranges of skip connections and attention products. For percentile, entropy and least squared
+error ModelOpt's calibration runs with our own histogram (see ``histogram`` for what was wrong with
+its own). Memory does not depend on the number of images.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from elastic_export.config.calibration import CalibrationRecipe
 from elastic_export.data import Split
 from elastic_export.errors import UserError
 from elastic_export.progress import Progress, no_progress
+from elastic_export.quantize.batches import batch_count, calibration_images, run_batches
 from elastic_export.quantize.bridge import (
+    calibrator_states,
     insert_quantizers,
+    load_calibrators,
     load_modelopt,
     read_amax,
+    read_histogram,
     run_calibration,
 )
-from elastic_export.quantize.histogram import Histogram
-from elastic_export.quantize.policy import float_reason, is_plain, quantizable_layers
-from elastic_export.quantize.ranges import RangeHooks, finite_range
-from elastic_export.quantize.record import QuantizationRecord, Role, Site
+from elastic_export.quantize.methods import method_of
+from elastic_export.quantize.policy import is_plain, quantizable_layers
+from elastic_export.quantize.products import ProductHooks
+from elastic_export.quantize.ranges import Range, RangeHooks, finite_range
+from elastic_export.quantize.record import QuantizationRecord, Role
+from elastic_export.quantize.resume import SavedPass, load_products, pass_key, products_state
+from elastic_export.quantize.sites import Measured, MeasuredRange, make_sites
 
 __all__ = ["calibrate", "model_digest"]
 
@@ -40,48 +50,52 @@ def calibrate(
     split: Split,
     recipe: CalibrationRecipe,
     *,
+    work: Path | None = None,
     progress: Progress = no_progress,
 ) -> QuantizationRecord:
-    """Take the ranges of every ``Linear`` and ``Conv2d`` of a module.
+    """Take the ranges of every ``Linear`` and ``Conv2d`` of a module, and of its products.
 
     A layer is dead where its input, weight or output is zero on every image; it stays in floating
-    point and its reason says so. Only if no layer at all sees anything but zeros is that an error,
-    because then the images are to blame.
+    point and its reason says so. Only if every layer is dead is that an error.
 
     Args:
         module: A folded plain module in float32; it is copied, not changed.
         split: The calibration images, ``(B, C, H, W)`` float32, already transformed.
-        recipe: Method, number of images and names to skip.
+        recipe: Method, number of images and names to skip. ``smooth`` is not applied here: give
+            the module that ``smooth.smooth`` returned.
+        work: Folder for the state of an interrupted pass, saved every few seconds under a key of
+            module, images and recipe. It is removed at the end, and when the input is at fault.
         progress: Told of every batch.
 
     Returns:
-        Sites ``input``, ``weight`` and ``output`` of every layer, floating-point ones included.
-        Same module, images and recipe give the same bits.
+        Sites ``input``, ``weight`` and ``output`` of every layer, floating-point ones included,
+        ``skip`` of those whose output is added to something, and the operands of every attention.
+        Same module, images and recipe give the same bits, interrupted or not.
 
     Raises:
-        UserError: fewer images than asked, images the module cannot take, NaN or infinite values
-            in weights or activations, nothing to quantize, or ModelOpt missing.
+        UserError: no or fewer images than asked, images that cannot be read or that the module
+            cannot take, NaN or infinite values in weights or activations, nothing to quantize, no
+            layer that is alive, ModelOpt missing, or a folder that cannot be written.
     """
-    names = list(quantizable_layers(module))
-    if not names:
+    layers = quantizable_layers(module)
+    if not layers:
         raise UserError(
             "The module has neither a Linear nor a Conv2d layer, so nothing can be quantized.",
             "Check which model the recipe extracts.",
         )
-    images = split.head(recipe.images)
-    progress.start("calibrate", math.ceil(recipe.images / recipe.batch_size) + 1)
+    images = calibration_images(split, recipe)
+    digest = model_digest(module)
+    saved = SavedPass(work, pass_key(digest, images.digest, recipe))
+    progress.start("calibrate", batch_count(recipe) + 1)
     try:
-        sites = _measure(module, images, recipe, progress)
+        sites = make_sites(layers, _measure(module, images, recipe, saved, progress), recipe.skip)
+    except UserError:
+        saved.remove()
+        raise
     finally:
         progress.finish()
-    if not any(float(sites[(name, "input")].amax) > 0 for name in names):
-        raise UserError(
-            f'Every layer from "{names[0]}" on saw nothing but zeros during calibration.',
-            "Check the images and the normalisation in data.transform.",
-        )
-    return QuantizationRecord(
-        sites, _calibrator_name(recipe), recipe.images, images.digest, model_digest(module)
-    )
+    saved.remove()
+    return QuantizationRecord(sites, method_of(recipe).name, recipe.images, images.digest, digest)
 
 
 def model_digest(module: nn.Module) -> str:
@@ -97,124 +111,87 @@ def model_digest(module: nn.Module) -> str:
 
 
 def _measure(
-    module: nn.Module, images: Split, recipe: CalibrationRecipe, progress: Progress
-) -> dict[tuple[str, str], Site]:
-    """Run the images through a calibrated copy and make every site."""
+    module: nn.Module,
+    images: Split,
+    recipe: CalibrationRecipe,
+    saved: SavedPass,
+    progress: Progress,
+) -> Measured:
+    """Run the images through a copy that ModelOpt and our hooks watch."""
+    for name, layer in quantizable_layers(module).items():
+        finite_range(layer.weight, f'the weight of layer "{name}"')
     load_modelopt()
     progress.advance(note="ModelOpt loaded")
-    range_of = _range_function(recipe)
-    twin = copy.deepcopy(module).eval()
-    layers = quantizable_layers(twin)
-    # Read before ModelOpt changes the layers' classes.
-    reasons = {name: float_reason(name, layer, recipe.skip) for name, layer in layers.items()}
-    weights = {
-        name: finite_range(layer.weight, f'the weight of layer "{name}"')
-        for name, layer in layers.items()
-    }
-    plain = [name for name, layer in layers.items() if is_plain(layer)]
-    insert_quantizers(twin, plain, range_of)
-    calibrated = {name: twin.get_submodule(name) for name in layers}
-    hooks = RangeHooks(calibrated, histogram=range_of is not None)
+    watched = _Watched(module, recipe)
 
     def forward_loop(model: nn.Module) -> None:
-        for x, _ in images.batches(recipe.batch_size):
-            _forward(model, module, x)
+        done, problem = saved.load(watched.load)
+        if done or problem:
+            progress.advance(done, problem or f"went on after batch {done}")
+
+        def after(batches: int) -> None:
+            saved.save(batches, watched.state)
             progress.advance()
 
-    with torch.no_grad(), hooks:
-        run_calibration(twin, forward_loop)
+        run_batches(model, images, recipe, after, start=done)
 
-    sites: dict[tuple[str, str], Site] = {}
-    for name, layer in calibrated.items():
-        inputs, outputs = hooks.inputs[name], hooks.outputs[name]
-        found: dict[Role, np.ndarray] = {
-            "input": _amax(read_amax(layer, "input"), inputs.amax(None)),
-            "weight": _weight_amax(layer),
-            "output": _amax(None, outputs.amax(range_of)),
+    with torch.no_grad(), watched.ranges, watched.products:
+        run_calibration(watched.twin, forward_loop)
+    return watched.measured()
+
+
+class _Watched:
+    """A copy of a module with ModelOpt's quantizers and our hooks, and all that they collect."""
+
+    def __init__(self, module: nn.Module, recipe: CalibrationRecipe) -> None:
+        self.method = method = method_of(recipe)
+        self.twin = copy.deepcopy(module).eval()
+        layers = quantizable_layers(self.twin)
+        self.plain = [name for name, layer in layers.items() if is_plain(layer)]
+        insert_quantizers(self.twin, self.plain, method.limit, sums=method.least_error)
+        # By name, because ModelOpt changes the layers' classes.
+        self.layers = {name: self.twin.get_submodule(name) for name in layers}
+        kept = {"histogram": method.histogram, "sums": method.least_error}
+        self.ranges = RangeHooks(self.layers, **kept)
+        self.products = ProductHooks(self.twin, self.layers, **kept)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything collected, as numbers and tensors."""
+        return {
+            "ranges": self.ranges.state(),
+            "products": products_state(self.products),
+            "calibrators": calibrator_states(self.twin, self.plain),
         }
-        bounds: dict[Role, tuple[float, float]] = {
-            "input": inputs.bounds,
-            "weight": weights[name],
-            "output": outputs.bounds,
-        }
-        reason = reasons[name] or _dead(found, inputs.seen)
-        for role, amax in found.items():
-            sites[(name, role)] = _site(name, role, bounds[role], amax, reason)
-    return sites
 
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self.ranges.load(state["ranges"])
+        load_products(self.products, state["products"])
+        load_calibrators(self.twin, state["calibrators"])
 
-def _range_function(recipe: CalibrationRecipe) -> Callable[[Histogram], float] | None:
-    if recipe.method == "percentile":
-        percent = recipe.percentile
-        return lambda histogram: histogram.percentile(percent)
-    if recipe.method == "entropy":
-        return Histogram.entropy
-    return None
+    def measured(self) -> Measured:
+        """Read all ranges."""
+        found: dict[tuple[str, Role], MeasuredRange] = {}
+        for name, layer in self.layers.items():
+            inputs = self.ranges.inputs[name]
+            inputs.histogram = read_histogram(layer)
+            found[name, "weight"] = self._weight(layer)
+            found[name, "input"] = self._range(inputs, read_amax(layer, "input"))
+            found[name, "output"] = self._range(self.ranges.outputs[name])
+        for key, each in self.products.ranges.items():
+            found[key] = self._range(each)
+        called = frozenset(name for name, each in self.ranges.inputs.items() if each.seen)
+        return Measured(found, called, self.products.positions)
 
+    def _range(self, each: Range, amax: NDArray[np.float32] | None = None) -> MeasuredRange:
+        limit = self.method.amax(each) if amax is None else float(amax)
+        return MeasuredRange(np.asarray(limit, np.float32), *self.method.bounds(each, limit))
 
-def _calibrator_name(recipe: CalibrationRecipe) -> str:
-    if recipe.method == "percentile":
-        return f"percentile-{recipe.percentile:g}"
-    return recipe.method
-
-
-def _forward(model: nn.Module, module: nn.Module, x: Tensor) -> None:
-    """Run one batch; a batch the module cannot take becomes an error that says what it wants."""
-    finite_range(x, "the calibration images")
-    parameter = next(module.parameters())
-    try:
-        model(x.to(parameter.device))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-        shape = tuple(x.shape[1:])
-        if first is not None and first.in_channels != x.shape[1]:
-            raise UserError(
-                f"The calibration images have {x.shape[1]} channel(s), but the module takes "
-                f"{first.in_channels}.",
-                "Set data.transform.channels to what the module was trained with.",
-            ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"The module cannot take calibration images of shape {shape}: {reason}.",
-            "Set data.transform to the size and channels the module was trained with.",
-        ) from error
-
-
-def _amax(measured: np.ndarray | None, otherwise: float) -> np.ndarray:
-    return np.asarray(otherwise if measured is None else measured, dtype=np.float32)
-
-
-def _weight_amax(layer: nn.Module) -> np.ndarray:
-    measured = read_amax(layer, "weight")
-    if measured is not None:
-        return measured
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().abs().flatten(1).amax(dim=1).float().cpu().numpy()
-
-
-def _dead(found: dict[Role, np.ndarray], called: bool) -> str:
-    """Say why a layer without a usable range stays in floating point, or nothing."""
-    if not called:
-        return "It was not called on the calibration images."
-    for role, amax in found.items():
-        if not np.any(amax > 0):
-            return f"Its {role} is zero on every calibration image."
-    return ""
-
-
-def _site(
-    name: str, role: Role, bounds: tuple[float, float], amax: np.ndarray, reason: str
-) -> Site:
-    """Make one site; min and max are clipped to what the calibrator keeps."""
-    limit = float(amax.max())
-    return Site(
-        module=name,
-        role=role,
-        min=max(bounds[0], -limit),
-        max=min(bounds[1], limit),
-        amax=amax,
-        axis=0 if role == "weight" else None,
-        policy="float" if reason else "int8",
-        reason=reason,
-    )
+    def _weight(self, layer: nn.Module) -> MeasuredRange:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        amax = None if self.method.least_error else read_amax(layer, "weight")
+        amax = self.method.weight_amax(weight) if amax is None else amax
+        low, high = finite_range(weight, "a weight")
+        limit = float(amax.max())
+        return MeasuredRange(amax, max(low, -limit), min(high, limit))

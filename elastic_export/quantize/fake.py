@@ -18,7 +18,7 @@ from elastic_export.quantize.policy import Layer, quantizable_layers
 from elastic_export.quantize.record import QuantizationRecord, Site, quantize_int8
 from elastic_export.sparsity.masks import check_patterns
 
-__all__ = ["WeightForm", "check_pattern_int8", "fake_quantize", "int8_weights"]
+__all__ = ["WeightForm", "check_pattern_int8", "fake_quantize", "int8_weights", "rounding"]
 
 WeightForm = Callable[
     [NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.int8], NDArray[np.float32]]
@@ -45,7 +45,8 @@ def fake_quantize(
 
     Args:
         module: The plain module the record was taken from; not changed.
-        record: Which layers are quantized, and their ranges.
+        record: Which layers are quantized, as a flavour places them, and their ranges. Skip
+            connections and attentions stay in floating point (see ``export.reference``).
         asymmetric: Inputs (and ``outputs``) as UINT8 with a zero point, as in the ``ort-cpu``
             flavour, instead of symmetric INT8, as in ``trt-strong``.
         outputs: Layers whose output is quantized too (fused ``QLinearMatMul``, ``QLinearConv``).
@@ -61,10 +62,12 @@ def fake_quantize(
         layer = _layer(layers, record, name)
         real = _deployed_weight(layer, record.site(name, "weight"), scale_dtype, weight_form)
         layer.weight = nn.Parameter(real.to(layer.weight), requires_grad=False)
-        rounded = _rounding(record.site(name, "input"), asymmetric, scale_dtype)
+        rounded = rounding(record.site(name, "input"), asymmetric=asymmetric, dtype=scale_dtype)
         layer.register_forward_pre_hook(_before(rounded))
         if name in outputs:
-            rounded = _rounding(record.site(name, "output"), asymmetric, scale_dtype)
+            rounded = rounding(
+                record.site(name, "output"), asymmetric=asymmetric, dtype=scale_dtype
+            )
             layer.register_forward_hook(_after(rounded))
     return twin
 
@@ -136,8 +139,16 @@ def _deployed_weight(layer: Layer, site: Site, dtype: DTypeLike, form: WeightFor
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(real, -1, 1), dtype=np.float32))
 
 
-def _rounding(site: Site, asymmetric: bool, dtype: DTypeLike) -> Callable[[Tensor], Tensor]:
-    """Return the round trip through the integers of a per-tensor site."""
+def rounding(
+    site: Site, *, asymmetric: bool = False, dtype: DTypeLike = np.float32
+) -> Callable[[Tensor], Tensor]:
+    """Return the round trip through the integers of a per-tensor site.
+
+    Args:
+        site: Its range.
+        asymmetric: UINT8 with a zero point instead of symmetric INT8.
+        dtype: Type the graph stores a symmetric scale in.
+    """
     if asymmetric:
         affine, zero = site.affine_u8()
         step, low, high = float(affine), -zero, 255 - zero

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -21,11 +21,19 @@ from safetensors.numpy import save as save_tensors
 from elastic_export.artifacts.files import write_atomically
 from elastic_export.config.base import Schema
 from elastic_export.errors import UserError
-from elastic_export.quantize.record import QuantizationRecord, Site
+from elastic_export.quantize.placement import placement_rules
+from elastic_export.quantize.record import (
+    LAYER_ROLES,
+    PRODUCT_ROLES,
+    Policy,
+    QuantizationRecord,
+    Role,
+    Site,
+)
 
 __all__ = ["load_record", "save_record"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD = "record.json"
 AGAIN = "Run the quantize stage again, or point to the folder it wrote."
 
@@ -34,12 +42,13 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 class _SiteFile(Schema):
     module: str
-    role: Literal["weight", "input", "output"]
+    role: Role
     min: Finite
     max: Finite
     axis: int | None
-    policy: Literal["int8", "float"]
+    policy: Policy
     reason: str
+    rule: str
 
 
 class _RecordFile(Schema):
@@ -78,6 +87,7 @@ def save_record(record: QuantizationRecord, folder: Path) -> None:
                 axis=site.axis,
                 policy=site.policy,
                 reason=site.reason,
+                rule=site.rule,
             )
             for site in record.sites.values()
         ),
@@ -93,14 +103,16 @@ def load_record(folder: Path) -> QuantizationRecord:
     """Read the record in ``folder`` and check it.
 
     Raises:
-        UserError: a file is missing or damaged, the schema version is foreign, or a range is not
-            finite or not a range.
+        UserError: a file is missing or damaged, the schema version is foreign, a range is not
+            finite or not a range, a site is there twice or not at all, or a rule is unknown.
     """
     head = _read_head(folder)
     amax = _read_amax(folder / head.amax_file)
     sites: dict[tuple[str, str], Site] = {}
     for entry in head.sites:
         where = f"the {entry.role} of {entry.module} in {folder}"
+        if (entry.module, entry.role) in sites:
+            raise UserError(f"The quantization record holds {where} twice.", AGAIN)
         values = amax.get(_key(entry.module, entry.role))
         if values is None:
             raise UserError(f"The quantization record has no amax for {where}.", AGAIN)
@@ -113,14 +125,33 @@ def load_record(folder: Path) -> QuantizationRecord:
             entry.axis,
             entry.policy,
             entry.reason,
+            entry.rule,
         )
         problem = _problem(site)
         if problem:
             raise UserError(f"The quantization record holds {problem} for {where}.", AGAIN)
         sites[(entry.module, entry.role)] = site
-    return QuantizationRecord(
+    surplus = sorted(amax.keys() - {_key(module, role) for module, role in sites})
+    if surplus:
+        raise UserError(f'{folder / head.amax_file} holds "{surplus[0]}" for no site.', AGAIN)
+    record = QuantizationRecord(
         sites, head.calibrator, head.images, head.data_digest, head.model_digest
     )
+    _check_complete(record, folder)
+    return record
+
+
+def _check_complete(record: QuantizationRecord, folder: Path) -> None:
+    """Make sure that every layer and every attention has all of its sites."""
+    skips = [module for module, role in record.sites if role == "skip"]
+    wanted = [(name, LAYER_ROLES) for name in [*record.modules(), *skips]]
+    wanted += [(name, PRODUCT_ROLES) for name in record.attentions()]
+    for name, roles in wanted:
+        missing = [role for role in roles if (name, role) not in record.sites]
+        if missing:
+            raise UserError(
+                f"The quantization record in {folder} misses the {missing[0]} of {name}.", AGAIN
+            )
 
 
 def _key(module: str, role: str) -> str:
@@ -171,10 +202,17 @@ def _problem(site: Site) -> str:
     """Say what is wrong with the numbers of a site, or nothing."""
     if site.amax.dtype != np.float32:
         return f"amax of type {site.amax.dtype}"
+    if site.axis not in (None, 0) or (site.axis == 0 and site.role != "weight"):
+        return f"the axis {site.axis}"
     if site.amax.ndim != (0 if site.axis is None else 1):
         return f"amax of shape {site.amax.shape} with axis {site.axis}"
     if not np.all(np.isfinite(site.amax)) or np.any(site.amax < 0):
         return "an amax that is not a finite, non-negative number"
     if site.min > site.max:
         return f"a minimum {site.min} above its maximum {site.max}"
+    if (site.policy == "float") != bool(site.reason) or (site.rule and not site.reason):
+        return f'the policy {site.policy} with the reason "{site.reason}"'
+    unknown = sorted(site.rules - placement_rules().rules.keys())
+    if unknown:
+        return f'the placement rule "{unknown[0]}", which this release does not know,'
     return ""

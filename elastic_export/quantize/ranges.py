@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,20 @@ from torch.utils.hooks import RemovableHandle
 from elastic_export.errors import UserError
 from elastic_export.quantize.histogram import Histogram
 
-__all__ = ["Range", "RangeHooks", "finite_range"]
+__all__ = ["NotFiniteError", "Range", "RangeHooks", "finite_range"]
+
+
+class NotFiniteError(UserError):
+    """A tensor holds NaN or infinite values; ``what`` names it."""
 
 
 class Range:
     """Smallest and largest value seen, and a histogram where a method needs one."""
 
-    def __init__(self, *, histogram: bool) -> None:
+    def __init__(self, *, histogram: bool, sums: bool = False) -> None:
         self.min = math.inf
         self.max = -math.inf
-        self.histogram = Histogram() if histogram else None
+        self.histogram = Histogram(sums=sums) if histogram else None
 
     @property
     def seen(self) -> bool:
@@ -37,6 +42,11 @@ class Range:
         """Smallest and largest value, or zeros where none was collected."""
         return (self.min, self.max) if self.seen else (0.0, 0.0)
 
+    @property
+    def largest(self) -> float:
+        """Largest absolute value, or zero where none was collected."""
+        return max(abs(bound) for bound in self.bounds)
+
     def collect(self, x: Tensor, where: str) -> None:
         """Add a tensor; ``where`` names it in the error for a value that is not finite."""
         low, high = finite_range(x, where)
@@ -44,25 +54,30 @@ class Range:
         if self.histogram is not None:
             self.histogram.collect(x)
 
-    def amax(self, range_of: Callable[[Histogram], float] | None) -> float:
-        """Return the symmetric limit: from the histogram, else the largest absolute value."""
-        if self.histogram is None or range_of is None:
-            return max(abs(self.min), abs(self.max)) if self.seen else 0.0
-        return range_of(self.histogram)
+    def state(self) -> dict[str, Any]:
+        """Return everything collected, as numbers and tensors."""
+        histogram = None if self.histogram is None else self.histogram.state()
+        return {"min": self.min, "max": self.max, "histogram": histogram}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self.min, self.max = state["min"], state["max"]
+        if self.histogram is not None:
+            self.histogram.load(state["histogram"])
 
 
 def finite_range(x: Tensor, where: str) -> tuple[float, float]:
     """Return ``(min, max)`` of a tensor, as floats.
 
     Raises:
-        UserError: the tensor holds NaN or Inf; ``where`` names it.
+        NotFiniteError: the tensor holds NaN or Inf; ``where`` names it.
     """
     bounds = torch.aminmax(x.detach())
     low, high = float(bounds.min), float(bounds.max)
     if math.isfinite(low) and math.isfinite(high):
         return low, high
     kind = "NaN" if math.isnan(low) else "infinite values"
-    raise UserError(
+    raise NotFiniteError(
         f"Calibration met {kind} in {where}.",
         "Check the weights and the training that produced them; nothing was written.",
     )
@@ -71,9 +86,11 @@ def finite_range(x: Tensor, where: str) -> tuple[float, float]:
 class RangeHooks:
     """Attach to the layers of a module; use as a context manager, which detaches them."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], *, histogram: bool) -> None:
+    def __init__(
+        self, layers: Mapping[str, nn.Module], *, histogram: bool, sums: bool = False
+    ) -> None:
         self.inputs = {name: Range(histogram=False) for name in layers}
-        self.outputs = {name: Range(histogram=histogram) for name in layers}
+        self.outputs = {name: Range(histogram=histogram, sums=sums) for name in layers}
         self._layers = layers
         self._handles: list[RemovableHandle] = []
 
@@ -86,6 +103,19 @@ class RangeHooks:
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+
+    def state(self) -> dict[str, Any]:
+        """Return everything collected, as numbers and tensors."""
+        return {
+            "inputs": {name: each.state() for name, each in self.inputs.items()},
+            "outputs": {name: each.state() for name, each in self.outputs.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        for name in self._layers:
+            self.inputs[name].load(state["inputs"][name])
+            self.outputs[name].load(state["outputs"][name])
 
     def _before(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def collect(_: nn.Module, args: tuple[Tensor, ...]) -> None:

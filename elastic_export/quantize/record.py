@@ -1,5 +1,10 @@
 """The quantization record: one range per site, independent of any graph.
 
+Sites of a layer are its ``weight``, ``input``, ``output`` and ``skip`` (what a residual addition
+adds to its output). Sites of an attention, under the name of the module that multiplies, are
+``bmm_a`` (query, before its scale), ``bmm_b`` (key, before its scale), ``probs`` (softmax) and
+``value``.
+
 Emitters, the fake-quantized torch model and the accuracy guard all read it. It holds enough for
 both families of runtimes: ``amax`` gives the symmetric form (TensorRT), ``min`` and ``max`` the
 asymmetric one (ONNX Runtime's CPU kernels).
@@ -16,10 +21,28 @@ from typing import Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Policy", "QuantizationRecord", "Role", "Site", "quantize_int8"]
+from elastic_export.quantize.placement import ATTENTION, in_force
 
-Role = Literal["weight", "input", "output"]
+__all__ = [
+    "LAYER_ROLES",
+    "PRODUCT_ROLES",
+    "AttentionPrecision",
+    "Policy",
+    "QuantizationRecord",
+    "Role",
+    "Site",
+    "quantize_int8",
+]
+
+Role = Literal["weight", "input", "output", "skip", "bmm_a", "bmm_b", "probs", "value"]
 Policy = Literal["int8", "float"]
+AttentionPrecision = Literal["float", "int8"]
+
+LAYER_ROLES: tuple[Role, ...] = ("weight", "input", "output")
+"""What the record holds for every layer."""
+
+PRODUCT_ROLES: tuple[Role, ...] = ("bmm_a", "bmm_b", "probs", "value")
+"""What it holds for every attention."""
 
 INT8_MAX = 127
 UINT8_MAX = 255
@@ -30,14 +53,17 @@ class Site:
     """The range of one place that can be quantized, and whether it is.
 
     Args:
-        module: Dotted name of the ``Linear`` or ``Conv2d`` in the plain module.
-        role: ``weight``, ``input`` or ``output`` of that module.
+        module: Dotted name of the ``Linear`` or ``Conv2d`` in the plain module, or of the module
+            that multiplies the operands of an attention.
+        role: Which tensor of that module.
         min: Smallest value seen, clipped to ``-amax`` where the calibrator clips.
         max: Largest value seen, clipped to ``amax`` where the calibrator clips.
         amax: float32 symmetric limit, shape ``()`` per tensor or ``(out,)`` per output channel.
         axis: Axis of the tensor that ``amax`` runs along (0 for weights), None per tensor.
         policy: ``int8``, or ``float`` for a site that stays in floating point.
         reason: One sentence that says why the policy is ``float``; empty otherwise.
+        rule: Names of the placement rules behind a ``float`` policy, joined by commas (see
+            ``policy.Verdict``); empty where the reason holds for every runtime, or for ``int8``.
     """
 
     module: str
@@ -48,6 +74,12 @@ class Site:
     axis: int | None
     policy: Policy
     reason: str = ""
+    rule: str = ""
+
+    @property
+    def rules(self) -> frozenset[str]:
+        """The placement rules that hold the site in floating point."""
+        return frozenset(name for name in self.rule.split(",") if name)
 
     def __eq__(self, other: object) -> bool:
         """Compare all fields, ``amax`` bit by bit."""
@@ -70,6 +102,7 @@ class Site:
             self.axis,
             self.policy,
             self.reason,
+            self.rule,
         )
 
     @property
@@ -150,25 +183,60 @@ class QuantizationRecord:
         return self.sites[(module, role)]
 
     def modules(self) -> list[str]:
-        """Return every module that has sites, in the order of the module's layers."""
-        return list(dict.fromkeys(name for name, _ in self.sites))
+        """Return every layer, in the order of the network's layers."""
+        return self._with_roles(LAYER_ROLES)
+
+    def attentions(self) -> list[str]:
+        """Return every module that holds an attention, in the order in which they ran."""
+        return self._with_roles(PRODUCT_ROLES)
+
+    def int8_attentions(self) -> list[str]:
+        """Return the modules all of whose attention operands are INT8."""
+        return [name for name in self.attentions() if self._all_int8(name, PRODUCT_ROLES)]
+
+    def _with_roles(self, roles: tuple[Role, ...]) -> list[str]:
+        return list(dict.fromkeys(name for name, role in self.sites if role in roles))
 
     def quantized_modules(self) -> list[str]:
-        """Return the modules whose input and weight are both INT8."""
-        return [name for name in self.modules() if self._is_int8(name)]
+        """Return the layers whose input and weight are both INT8."""
+        return [name for name in self.modules() if self._all_int8(name, ("input", "weight"))]
 
-    def _is_int8(self, module: str) -> bool:
-        both = [self.sites.get((module, role)) for role in ("input", "weight")]
-        return all(site is not None and site.policy == "int8" for site in both)
+    def _all_int8(self, module: str, roles: tuple[Role, ...]) -> bool:
+        sites = [self.sites.get((module, role)) for role in roles]
+        return all(site is not None and site.policy == "int8" for site in sites)
+
+    def placed(
+        self, flavour: str, *, attention: AttentionPrecision = "float"
+    ) -> QuantizationRecord:
+        """Return the record as a flavour places it.
+
+        Sites that only rules hold back become INT8 where none of those rules is in force
+        (``placement.yaml``); sites with a hard reason stay as they are.
+
+        Args:
+            flavour: Name of an INT8 flavour.
+            attention: ``int8`` lifts the rule for attention products.
+
+        Raises:
+            UserError: the flavour is unknown.
+        """
+        holding = in_force(flavour) - ({ATTENTION} if attention == "int8" else set())
+        sites = {
+            key: replace(site, policy="int8", reason="", rule="")
+            if site.rules and not site.rules & holding
+            else site
+            for key, site in self.sites.items()
+        }
+        return replace(self, sites=sites)
 
     def with_float(self, reasons: Mapping[str, str]) -> QuantizationRecord:
-        """Return a copy in which the named modules stay in floating point.
+        """Return a copy in which the named modules stay in floating point in every flavour.
 
         Args:
             reasons: Module name to the sentence that says why.
         """
         sites = {
-            key: replace(site, policy="float", reason=reasons[site.module])
+            key: replace(site, policy="float", reason=reasons[site.module], rule="")
             if site.module in reasons
             else site
             for key, site in self.sites.items()

@@ -31,8 +31,8 @@ class SmallNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).relu()
         x = self.mid(x).relu()
-        x = self.depthwise(x).mean((2, 3))
-        x = torch.nn.functional.gelu(self.hidden(x))
+        x = self.depthwise(x).flatten(2).mT  # hidden runs on tokens, what follows on one position
+        x = torch.nn.functional.gelu(self.hidden(x)).mean(1)
         return self.head(self.wide(self.narrow(x)))
 
 

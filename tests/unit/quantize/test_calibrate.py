@@ -9,24 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from elastic_export.config.calibration import CalibrationRecipe
 from elastic_export.data.splits import ArraySplit
 from elastic_export.errors import UserError
 from elastic_export.quantize.bridge import load_modelopt
 from elastic_export.quantize.calibrate import calibrate, model_digest
 from elastic_export.quantize.policy import quantizable_layers
 from elastic_export.quantize.record import QuantizationRecord
-
-METHODS = ["max", "percentile", "entropy"]
-
-
-def _recipe(method: str = "max", **more: object) -> CalibrationRecipe:
-    return CalibrationRecipe(
-        **{"name": "t", "method": method, "images": 24, "batch_size": 10, "percentile": 99.0} | more
-    )
+from tests.unit.quantize.recipes import METHODS, tiny_vit
+from tests.unit.quantize.recipes import recipe as _recipe
 
 
 def _seen(net: nn.Module, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -103,6 +95,7 @@ def test_policy_and_its_reasons(net, make_split) -> None:
     record = calibrate(net, make_split(), _recipe(skip=("mi*",)))
     reasons = {name: record.site(name, "weight").reason for name in record.modules()}
     assert record.quantized_modules() == ["hidden"]
+    assert record.site("wide", "weight").rules == {"narrow", "gemv"}
     assert "3 input channels" in reasons["stem"]
     assert '"mi*"' in reasons["mid"]
     assert "grouped convolution with 1 input" in reasons["depthwise"]
@@ -113,17 +106,10 @@ def test_policy_and_its_reasons(net, make_split) -> None:
 
 
 def test_a_skip_pattern_covers_what_lies_in_a_module() -> None:
-    net = _vit()
+    net = tiny_vit()
     split = _digits_like(net)
     record = calibrate(net, split, _recipe(skip=("blocks.0", "blocks.1.mlp.fc?")))
     assert record.quantized_modules() == ["blocks.1.attn.qkv", "blocks.1.attn.proj"]
-
-
-def _vit() -> VisionTransformer:
-    torch.manual_seed(0)
-    return VisionTransformer(
-        img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=2, num_heads=2
-    ).eval()
 
 
 def _digits_like(net: nn.Module, n: int = 24) -> ArraySplit:
@@ -132,13 +118,56 @@ def _digits_like(net: nn.Module, n: int = 24) -> ArraySplit:
 
 
 def test_a_vit_quantizes_its_blocks_alone() -> None:
-    net = _vit()
+    net = tiny_vit()
     record = calibrate(net, _digits_like(net), _recipe())
     assert len(record.quantized_modules()) == 8
     assert record.modules()[0] == "patch_embed.proj"
     assert record.images == 24
     assert record.data_digest == _digits_like(net).head(24).digest
     assert record.model_digest == model_digest(net)
+
+
+def test_attentions_and_skip_connections_are_measured_in_the_same_pass() -> None:
+    net, kept = tiny_vit(), {}
+    attn = net.blocks[1].attn
+    attn.qkv.register_forward_hook(lambda _, __, out: kept.update(qkv=out))
+    net.blocks[1].norm2.register_forward_pre_hook(lambda _, args: kept.update(sum=args[0]))
+    attn.proj.register_forward_hook(lambda _, __, out: kept.update(proj=out))
+    split = _digits_like(net)
+    record = calibrate(net, split, _recipe(batch_size=24))
+    with torch.no_grad():
+        net(split.head(24).x)
+    query, key, value = kept["qkv"].chunk(3, dim=-1)
+    skip = kept["sum"] - kept["proj"]
+    seen = {"bmm_a": query, "bmm_b": key, "value": value}
+    assert record.attentions() == ["blocks.0.attn", "blocks.1.attn"]
+    for role, x in seen.items():
+        site = record.site("blocks.1.attn", role)
+        assert float(site.amax) == pytest.approx(float(x.abs().max()), rel=1e-5)
+        assert (site.policy, site.rule) == ("float", "attention")
+    assert record.site("blocks.1.attn", "probs").max == 1.0
+    found = record.site("blocks.1.attn.proj", "skip")
+    assert (found.min, found.max) == pytest.approx((float(skip.min()), float(skip.max())), abs=1e-5)
+    assert found.policy == "int8"
+
+
+def test_a_skip_pattern_covers_an_attention() -> None:
+    net = tiny_vit()
+    record = calibrate(net, _digits_like(net), _recipe(skip=("blocks.0",)))
+    assert record.placed("ort-cpu", attention="int8").int8_attentions() == ["blocks.1.attn"]
+    assert '"blocks.0"' in record.site("blocks.0.attn", "value").reason
+
+
+def test_a_dead_attention_stays_in_floating_point_and_says_why() -> None:
+    net = tiny_vit()
+    with torch.no_grad():
+        net.blocks[0].attn.qkv.weight[:32] = 0.0
+        net.blocks[0].attn.qkv.bias[:32] = 0.0
+    record = calibrate(net, _digits_like(net), _recipe())
+    placed = record.placed("ort-cpu", attention="int8")
+    assert placed.int8_attentions() == ["blocks.1.attn"]
+    assert placed.site("blocks.0.attn", "value").reason.startswith("Its query is zero")
+    assert "blocks.0.attn.qkv" in placed.quantized_modules()
 
 
 def test_a_dead_layer_stays_in_floating_point_and_says_why(net, make_split) -> None:
@@ -149,6 +178,17 @@ def test_a_dead_layer_stays_in_floating_point_and_says_why(net, make_split) -> N
     assert record.site("mid", "weight").reason == "Its weight is zero on every calibration image."
     assert "input is zero" not in record.site("hidden", "input").reason
     assert record.quantized_modules() == ["hidden"]
+    assert "mid" not in record.placed("ort-cpu").quantized_modules()
+
+
+def test_a_network_of_dead_layers_is_an_error(make_split) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1)).eval()
+    with torch.no_grad():
+        net[0].bias.fill_(-100.0)
+        net[2].bias.zero_()
+        net[0].weight.zero_()
+    with pytest.raises(UserError, match='all of them are dead; of "0": Its weight is zero'):
+        calibrate(net, make_split(), _recipe())
 
 
 def test_a_layer_that_is_not_called_says_so(net, make_split) -> None:
@@ -174,61 +214,6 @@ def test_a_layer_with_a_mind_of_its_own_is_left_alone(make_split) -> None:
     assert record.quantized_modules() == ["2"]
     assert "Standardised" in record.site("1", "weight").reason
     assert float(record.site("1", "input").amax) > 0
-
-
-class _Breaks(nn.Module):
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 16, 3)
-        self.second = nn.Conv2d(16, 16, 1)
-        self.third = nn.Conv2d(16, 16, 1)
-        self.value = value
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.third(self.second(self.first(x)) * self.value)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (float("inf"), "infinite")])
-def test_broken_activations_name_the_first_layer(make_split, method, value, kind) -> None:
-    with pytest.raises(UserError, match=f'{kind}.* the input of layer "third"'):
-        calibrate(_Breaks(value).eval(), make_split(), _recipe(method))
-
-
-def test_broken_weights_name_the_layer(net, make_split) -> None:
-    net.hidden.weight.data[3, 3] = float("nan")
-    with pytest.raises(UserError, match='NaN in the weight of layer "hidden"'):
-        calibrate(net, make_split(), _recipe())
-
-
-def test_broken_images(net, make_split) -> None:
-    split = make_split()
-    split.x[5, 0, 0, 0] = float("inf")
-    with pytest.raises(UserError, match="in the calibration images"):
-        calibrate(net, split, _recipe())
-
-
-def test_too_few_images(net, make_split) -> None:
-    with pytest.raises(UserError, match="25 images were asked"):
-        calibrate(net, make_split(24), _recipe(images=25))
-
-
-def test_another_channel_count_names_both(net, make_split) -> None:
-    with pytest.raises(UserError, match=r"have 1 channel\(s\), but the module takes 3"):
-        calibrate(net, make_split(channels=1), _recipe())
-
-
-def test_another_size_says_what_the_module_says() -> None:
-    net = _vit()
-    x = torch.randn(24, 1, 10, 10)
-    split = ArraySplit("calibration", x, torch.zeros(24), 10)
-    with pytest.raises(UserError, match=r"shape \(1, 10, 10\)"):
-        calibrate(net, split, _recipe())
-
-
-def test_nothing_to_quantize(make_split) -> None:
-    with pytest.raises(UserError, match="neither a Linear nor a Conv2d"):
-        calibrate(nn.Sequential(nn.BatchNorm2d(3)), make_split(), _recipe())
 
 
 def test_without_modelopt(net, make_split, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,49 +1,30 @@
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from distributions import KINDS, collected, sample, symmetric_error
 
 from elastic_export.quantize.histogram import Histogram
-
-VALUES = 200_000
-
-
-def _sample(kind: str) -> Tensor:
-    torch.manual_seed(3)
-    if kind == "normal":
-        return torch.randn(VALUES)
-    if kind == "uniform":
-        return torch.rand(VALUES) * 2 - 1
-    if kind == "laplace":
-        return torch.distributions.Laplace(0.0, 1.0).sample((VALUES,))
-    if kind == "relu":
-        return torch.randn(VALUES).relu()
-    return torch.cat([torch.randn(VALUES - 10), torch.full((10,), 100.0)])
-
-
-KINDS = ["normal", "uniform", "laplace", "relu", "outlier"]
-
-
-def _collected(x: Tensor, batches: int) -> Histogram:
-    histogram = Histogram()
-    for batch in x.chunk(batches):
-        histogram.collect(batch)
-    return histogram
 
 
 @pytest.mark.parametrize("batches", [1, 8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_percentiles_are_right_on_known_distributions(kind: str, batches: int) -> None:
-    x = _sample(kind)
-    histogram = _collected(x, batches)
+    x = sample(kind)
+    histogram = collected(x, batches)
     for percent in (90.0, 99.0, 99.9, 99.99):
         exact = float(np.percentile(x.abs().numpy(), percent, method="inverted_cdf"))
-        error = abs(histogram.percentile(percent) - exact)
-        assert error <= histogram.limit / 2048
+        # A range of zero would erase the rest, so a percentile of zeros takes everything.
+        exact = exact or histogram.maximum
+        assert abs(histogram.percentile(percent) - exact) <= histogram.limit / 2048
     assert histogram.percentile(100.0) == float(x.abs().max())
 
 
@@ -100,33 +81,76 @@ def _entropy_by_the_book(counts: np.ndarray) -> int:
 @pytest.mark.parametrize("kind", ["normal", "laplace", "relu", "uniform"])
 def test_entropy_equals_the_published_search(kind: str) -> None:
     torch.manual_seed(4)
-    x = _sample(kind)[:30_000]
-    histogram = _collected(x, 1)
+    x = sample(kind)[:30_000]
+    histogram = collected(x, 1)
     merged = histogram.counts.reshape(256, 8).sum(axis=1)
     exact = _entropy_by_the_book(merged) * histogram.limit / 256
     assert histogram.entropy() == pytest.approx(min(exact, histogram.maximum), rel=0.02)
 
 
-def _squared_error(x: Tensor, amax: float) -> float:
-    step = amax / 127
-    return float(((x / step).round().clamp(-128, 127) * step - x).square().mean())
+# Squared error relative to that of the largest value's range: a bound for each distribution. Only
+# least squared error is never worse; "sparse" loses three outliers that are all its energy.
+ENTROPY = {"student-t": 2.5, "sparse": 10.0}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "scarce"])
 def test_entropy_is_close_to_max_or_better_with_enough_data(kind: str) -> None:
-    x = _sample(kind)
-    histogram = _collected(x, 4)
-    entropy = _squared_error(x, histogram.entropy())
-    assert entropy <= 1.1 * _squared_error(x, histogram.maximum)
+    x = sample(kind, 200_000)
+    histogram = collected(x)
+    entropy = symmetric_error(x, histogram.entropy())
+    assert entropy <= ENTROPY.get(kind, 1.1) * symmetric_error(x, histogram.maximum)
+
+
+@pytest.mark.parametrize("percent", [99.0, 99.9, 99.99])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_percentile_loses_what_it_cuts_off_and_no_more(kind: str, percent: float) -> None:
+    x = sample(kind)
+    histogram = collected(x)
+    amax = histogram.percentile(percent)
+    cut = (x.abs() - amax).clamp_min(0).double().square().mean()
+    # Every value that is kept is at most half a step away.
+    assert symmetric_error(x, amax) <= float(cut) + (amax / 127 / 2) ** 2 * (1 + 1e-6)
+    width = histogram.limit / 2048
+    assert float((x.abs() > amax + width).double().mean()) <= 1 - percent / 100 + 1e-9
+
+
+def test_entropy_loses_no_cluster() -> None:
+    # With one bin inside the divergence is zero, which once cut off half of these values.
+    assert collected(sample("bimodal")).entropy() > 5.0
+
+
+@pytest.mark.parametrize("sums", [False, True])
+def test_a_state_goes_on_bit_by_bit(sums: bool) -> None:
+    x = torch.cat([sample("gelu", 10_000), 9 * sample("normal", 10_000)])
+    first, second, whole = (Histogram(sums=sums) for _ in range(3))
+    first.collect(x[:10_000])
+    second.load(first.state())
+    first.collect(x[:5])  # What goes on elsewhere does not reach the copy.
+    second.collect(x[10_000:])
+    whole.collect(x[:10_000])
+    whole.collect(x[10_000:])
+    assert np.array_equal(second.sides, whole.sides)
+    assert (second.zeros, second.limit) == (whole.zeros, whole.limit)
+    assert second.maximum == whole.maximum
+    if sums:
+        assert second.sums.tobytes() == whole.sums.tobytes()
+        assert second.sums.sum() == pytest.approx(float(x.abs().double().sum()), rel=1e-9)
+
+
+def test_the_sides_are_apart() -> None:
+    histogram = Histogram()
+    histogram.collect(torch.tensor([-4.0, -4.0, -1.0, 0.0, 2.0, 4.0]))
+    assert histogram.sides.sum(axis=1).tolist() == [2, 3]
+    assert (histogram.sides[1, -1], histogram.sides[0, -1], histogram.zeros) == (2, 1, 1)
 
 
 def test_entropy_cuts_a_long_tail() -> None:
-    histogram = _collected(_sample("laplace"), 4)
+    histogram = collected(sample("laplace"), 4)
     assert 4.0 < histogram.entropy() < 0.9 * histogram.maximum
 
 
 def test_entropy_takes_milliseconds() -> None:
-    histogram = _collected(_sample("normal"), 4)
+    histogram = collected(sample("normal"), 4)
     started = time.process_time()
     histogram.entropy()
     assert time.process_time() - started < 0.5

@@ -9,16 +9,48 @@ import yaml
 
 from elastic_export.config.calibration import CalibrationRecipe
 from elastic_export.config.loader import load_calibration
+from elastic_export.errors import UserError
 from elastic_export.quantize.calibrate import calibrate
 
 FOLDER = Path(__file__).parents[3] / "calibrate"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def test_the_three_methods_ship() -> None:
-    methods = {load_calibration(name).method for name in NAMES}
-    assert methods == {"max", "percentile", "entropy"}
-    assert {"max", "max-512", "percentile-99.99", "entropy"} <= set(NAMES)
+SHIPPED = {"max", "max-512", "mse", "mse-512", "entropy", "smoothquant"}
+SHIPPED |= {"percentile-99.9", "percentile-99.99"}
+
+
+def test_every_method_ships() -> None:
+    recipes = [load_calibration(name) for name in NAMES]
+    assert set(NAMES) == SHIPPED
+    assert {recipe.method for recipe in recipes} == {"max", "percentile", "entropy", "mse"}
+    assert [recipe.name for recipe in recipes if recipe.smooth is not None] == ["smoothquant"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"persentile": 99.0}, "persentile"),
+        ({"percentile": 99.0}, 'the method "max" does not read "percentile"'),
+        ({"method": "entropy", "percentile": 99.0}, 'the method "entropy" does not read'),
+        ({"method": "percentile"}, 'the method "percentile" needs "percentile"'),
+        ({"method": "percentile", "percentile": 40}, "percentile"),
+        ({"method": "histogram"}, "method"),
+        ({"smooth": 1.5}, "smooth"),
+        ({"images": 0}, "images"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(tmp_path: Path, change: dict, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"name": "mine", "method": "max"} | change))
+    with pytest.raises(UserError, match=said):
+        load_calibration(str(path))
+
+
+def test_a_recipe_survives_being_written() -> None:
+    for name in NAMES:
+        recipe = load_calibration(name)
+        assert CalibrationRecipe.model_validate(recipe.model_dump(mode="json")) == recipe
 
 
 @pytest.mark.parametrize("name", NAMES)
