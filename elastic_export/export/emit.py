@@ -11,20 +11,23 @@ import onnx_ir as ir
 
 from elastic_export.errors import CheckFailed, UserError, did_you_mean
 from elastic_export.export.files import load_model, save_model
-from elastic_export.export.layers import Layer, join
+from elastic_export.export.layers import Attention, Layer, join, join_attentions
 from elastic_export.export.lowering import lower
 from elastic_export.export.ort_cpu import write_ort_cpu
 from elastic_export.export.simplify import tidy
 from elastic_export.export.table import ExportTable
 from elastic_export.export.trt import write_trt_strong, write_trt_weak
-from elastic_export.quantize.record import QuantizationRecord
+from elastic_export.quantize.record import AttentionPrecision, QuantizationRecord
 
 __all__ = ["FLAVOURS", "EmitReport", "Flavour", "emit"]
 
 Flavour = Literal["ort-cpu", "ort-trt", "trt-strong", "trt-weak"]
 
-FLAVOURS: dict[str, Callable[[ir.Model, list[Layer]], list[str]]] = {
-    "ort-cpu": write_ort_cpu,
+Writer = Callable[[ir.Model, list[Layer], list[Attention]], list[str]]
+
+
+FLAVOURS: dict[str, Writer] = {
+    "ort-cpu": lambda model, layers, _: write_ort_cpu(model, layers),
     "ort-trt": write_trt_weak,
     "trt-strong": write_trt_strong,
     "trt-weak": write_trt_weak,
@@ -42,6 +45,7 @@ class EmitReport:
         fp32_bytes: The size of the file it was made from.
         int8: Names of the layers in INT8.
         kept_float: Name of each other layer to the sentence that says why.
+        int8_attentions: Names of the modules whose attention products are in INT8.
         notes: One sentence for each rewrite beyond quantization.
     """
 
@@ -52,6 +56,7 @@ class EmitReport:
     int8: tuple[str, ...]
     kept_float: dict[str, str]
     notes: tuple[str, ...]
+    int8_attentions: tuple[str, ...] = ()
 
     @property
     def size_ratio(self) -> float:
@@ -72,6 +77,7 @@ def emit(
     *,
     opset: int | None = None,
     without: Collection[str] = (),
+    attention: AttentionPrecision = "float",
 ) -> EmitReport:
     """Write Q/DQ or integer operators from a record into a clean FP32 file.
 
@@ -87,24 +93,33 @@ def emit(
             keep their module names.
         opset: Lower the file to this opset; None leaves it as it is.
         without: Operators the runtime does not know although its opset has them.
+        attention: ``int8`` quantizes the operands of attention products, too, where the record
+            has their ranges; ``ort-cpu`` leaves them float and says so.
 
     Raises:
         UserError: Record, table and file do not belong together, or the flavour is unknown.
-        CheckFailed: A range is unusable, or no layer became INT8.
+        CheckFailed: A range is unusable, no layer became INT8, or an attention of the record is
+            not in the file.
     """
     if flavour not in FLAVOURS:
         raise UserError(
             f'There is no flavour "{flavour}".', did_you_mean(str(flavour), list(FLAVOURS))
         )
     model = load_model(fp32)
-    layers = join(model.graph, table, record)
+    placed = record.placed(flavour, attention=attention)
+    layers = join(model.graph, table, placed)
+    # ONNX Runtime's CPU provider has one operator for attention, in floating point.
+    fused = flavour == "ort-cpu"
+    attentions = [] if fused else join_attentions(model.graph, table, placed)
     int8 = tuple(layer.name for layer in layers if layer.is_int8)
     if not int8:
         raise CheckFailed(
             "The quantization record leaves every layer in floating point.",
             "Use the FP32 or FP16 file, or change what the calibration recipe skips.",
         )
-    notes = FLAVOURS[flavour](model, layers)
+    notes = FLAVOURS[flavour](model, layers, attentions)
+    if fused and attention == "int8":
+        notes.append("Attention products stay float: this runtime has no INT8 form of them.")
     notes += lower(model, opset or model.opset_imports[""], without=without)
     tidy(model)
     size = save_model(model, path)
@@ -116,4 +131,5 @@ def emit(
         int8=int8,
         kept_float={layer.name: layer.reason for layer in layers if not layer.is_int8},
         notes=tuple(notes),
+        int8_attentions=tuple(found.entry.module for found in attentions),
     )

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from elastic_export.errors import CheckFailed, UserError
 from elastic_export.export.files import save_model
 from elastic_export.export.graph import constant_of
+from elastic_export.export.scopes import mark_attentions, name_attentions
 from elastic_export.export.simplify import fold_weight_transposes, optimise
 from elastic_export.export.table import Exported, ExportTable, TableEntry
 from elastic_export.quantize.calibrate import model_digest
@@ -51,8 +53,9 @@ def export_fp32(
     """Write a plain module as one FP32 ONNX file with input ``input`` and output ``logits``.
 
     Exporting the same weights twice gives the same bytes. Weights keep their parameter names; each
-    ``Linear`` and ``Conv2d`` gives its module name to its node. At opset 20 GELU is one ``Gelu``;
-    LayerNorm is one ``LayerNormalization`` always; attention is MatMul, Softmax, MatMul.
+    ``Linear`` and ``Conv2d`` gives its module name to its node, and each attention to its products
+    and its Softmax (``blocks.0.attn.first``, ``.softmax``, ``.second``). At opset 20 GELU is one
+    ``Gelu``; LayerNorm is one ``LayerNormalization`` always; attention is MatMul, Softmax, MatMul.
 
     Args:
         module: Takes one ``(B, C, H, W)`` float32 tensor, returns one tensor. It is run in eval
@@ -78,10 +81,12 @@ def export_fp32(
         )
     _check_finite(module)
     model = _trace(module, sample, opset, dynamic_batch)
+    mark_attentions(model.graph)
     transposed = fold_weight_transposes(model.graph)
     with _quiet():
         optimise(model)
     table = _build_table(module, model.graph, transposed)
+    table = replace(table, attentions=name_attentions(model.graph))
     _name_nodes(model.graph, table)
     written = model.opset_imports.get("")
     if written != opset:
@@ -227,6 +232,7 @@ def _entry(graph: ir.Graph, parameter: str, weight: np.ndarray, flipped: bool) -
 
 def _name_nodes(graph: ir.Graph, table: ExportTable) -> None:
     """Name the nodes of layers after their modules and number the others by what they do."""
+    kept = {name for e in table.attentions for name in (e.first, e.softmax, e.second)}
     taken = {entry.module for entry in table.entries.values()}
     named = {
         id(next(iter(graph.initializers[entry.initializer].uses())).node): entry.module
@@ -234,7 +240,7 @@ def _name_nodes(graph: ir.Graph, table: ExportTable) -> None:
     }
     counts: dict[str, int] = {}
     for node in graph:
-        own = named.get(id(node))
+        own = node.name if node.name in kept else named.get(id(node))
         while own is None:
             number = counts.get(node.op_type, 0)
             counts[node.op_type] = number + 1

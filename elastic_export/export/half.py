@@ -2,7 +2,8 @@
 
 TensorRT 11 and TensorRT-RTX have no ``--fp16`` flag any more; a graph in FP32 is run in FP32.
 Input and output stay FP32 with a Cast at the border. ``LayerNormalization`` keeps ``stash_type``
-FLOAT, so its sums run in FP32 (a decomposed LayerNorm overflows FP16 in its Pow).
+FLOAT, so its sums run in FP32; where a runtime lacks it, ``lowering`` keeps the part that squares
+in FP32 between two Casts. In FP16 the square of any value beyond 255 overflows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from elastic_export.errors import CheckFailed
 from elastic_export.export.files import load_model, save_model
@@ -19,7 +21,7 @@ from elastic_export.export.graph import constant_of, insert_before
 from elastic_export.export.lowering import lower
 from elastic_export.export.simplify import tidy
 
-__all__ = ["HALF_MAX", "emit_fp16", "to_half"]
+__all__ = ["HALF_MAX", "beyond_half", "emit_fp16", "to_half"]
 
 HALF_MAX = 65504.0
 """Largest finite FP16 number."""
@@ -57,10 +59,8 @@ def to_half(model: ir.Model) -> None:
         array = constant_of(value)
         if array is None or array.dtype != np.float32:
             continue
-        largest = float(np.max(np.abs(array), initial=0.0))
-        # float32's lowest number stands for minus infinity in masks.
-        masks = np.abs(array) >= float(np.finfo(np.float32).max)
-        if largest > HALF_MAX and not np.all(masks | (np.abs(array) <= HALF_MAX)):
+        largest = beyond_half(array)
+        if largest:
             raise CheckFailed(
                 f'"{name}" holds {largest:g}, more than FP16 can represent ({HALF_MAX:g}).',
                 "Keep this network in FP32, or rescale that layer.",
@@ -75,6 +75,17 @@ def to_half(model: ir.Model) -> None:
             if output.dtype == ir.DataType.FLOAT:
                 output.type = ir.TensorType(ir.DataType.FLOAT16)
     _cast_border(graph)
+
+
+def beyond_half(array: NDArray[np.float32]) -> float:
+    """Return the largest magnitude of an array if FP16 cannot hold it, else 0.
+
+    float32's lowest number does not count: it stands for minus infinity in masks.
+    """
+    sizes = np.abs(array)
+    real = sizes[sizes < float(np.finfo(np.float32).max)]
+    largest = float(np.max(real, initial=0.0))
+    return largest if largest > HALF_MAX else 0.0
 
 
 def _cast_border(graph: ir.Graph) -> None:

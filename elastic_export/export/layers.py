@@ -1,4 +1,4 @@
-"""The record joined with the graph: for each layer its node, its weight and its sites, checked."""
+"""The record joined with the graph: nodes, weights and sites of layers and attentions, checked."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from elastic_export.errors import CheckFailed, UserError
 from elastic_export.export.graph import constant_of, nodes_by_name
-from elastic_export.export.table import ExportTable, TableEntry
-from elastic_export.quantize.record import QuantizationRecord, Site
+from elastic_export.export.table import AttentionEntry, ExportTable, TableEntry
+from elastic_export.quantize.record import PRODUCT_ROLES, QuantizationRecord, Role, Site
 
-__all__ = ["Layer", "join"]
+__all__ = ["Attention", "Layer", "join", "join_attentions"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Layer:
         output: Site of its output.
         amax: float32 ``(out,)``, the symmetric limit of each output channel of the weight.
         reason: Why it stays in floating point; empty if it becomes INT8.
+        skip: Site of what a residual addition adds to its output, where it may be INT8.
     """
 
     entry: TableEntry
@@ -37,6 +38,7 @@ class Layer:
     output: Site
     amax: NDArray[np.float32]
     reason: str
+    skip: Site | None = None
 
     @property
     def name(self) -> str:
@@ -61,6 +63,23 @@ class Layer:
         return value
 
 
+@dataclass(frozen=True)
+class Attention:
+    """One attention that becomes INT8.
+
+    Args:
+        entry: Where its products are.
+        first: The node ``query @ key``.
+        second: The node ``probs @ value``.
+        sites: Its four operands by role; query and key before their scale.
+    """
+
+    entry: AttentionEntry
+    first: ir.Node
+    second: ir.Node
+    sites: dict[Role, Site]
+
+
 def join(graph: ir.Graph, table: ExportTable, record: QuantizationRecord) -> list[Layer]:
     """Match every entry of the table with its node and its sites.
 
@@ -82,6 +101,41 @@ def join(graph: ir.Graph, table: ExportTable, record: QuantizationRecord) -> lis
         )
     nodes = nodes_by_name(graph)
     return [_layer(graph, nodes, entry, record) for entry in table.entries.values()]
+
+
+def join_attentions(
+    graph: ir.Graph, table: ExportTable, record: QuantizationRecord
+) -> list[Attention]:
+    """Match the attentions that the record has in INT8 with their nodes.
+
+    Raises:
+        CheckFailed: An attention of the record is not in the graph, or a range is unusable.
+    """
+    nodes = nodes_by_name(graph)
+    wanted = record.int8_attentions()
+    found = []
+    for entry in table.attentions:
+        if entry.module not in wanted:
+            continue
+        first, second = nodes.get(entry.first), nodes.get(entry.second)
+        if first is None or second is None or {first.op_type, second.op_type} != {"MatMul"}:
+            raise CheckFailed(
+                f'The export table says "{entry.first}" and "{entry.second}" are the products of '
+                f'the attention "{entry.module}", but the ONNX file has no such nodes.',
+                "Export the module again and keep the ONNX file and its table together.",
+            )
+        sites = {role: record.site(entry.module, role) for role in PRODUCT_ROLES}
+        for site in sites.values():
+            _check_range(site)
+        found.append(Attention(entry, first, second, sites))
+    missing = sorted(set(wanted) - {attention.entry.module for attention in found})
+    if missing:
+        raise CheckFailed(
+            f'The record holds ranges for the attention "{missing[0]}", and no attention of the '
+            "ONNX file could be traced to that module.",
+            "Leave the attention products in floating point (attention: float).",
+        )
+    return found
 
 
 def _layer(
@@ -114,7 +168,12 @@ def _layer(
         amax = _weight_amax(entry, weight, weights)
     elif not reason:
         reason = "The record keeps it in floating point."
-    return Layer(entry, node, weight.astype(np.float32), wanted, produced, amax, reason)
+    skip = record.sites.get((entry.module, "skip"))
+    if skip is not None and skip.policy == "float":
+        skip = None
+    if skip is not None and not reason:
+        _check_range(skip)
+    return Layer(entry, node, weight.astype(np.float32), wanted, produced, amax, reason, skip)
 
 
 def _check_range(site: Site) -> None:

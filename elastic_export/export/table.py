@@ -10,7 +10,9 @@ from pathlib import Path
 from elastic_export.errors import UserError
 from elastic_export.export.files import write_atomically
 
-__all__ = ["ExportTable", "Exported", "TableEntry"]
+__all__ = ["AttentionEntry", "ExportTable", "Exported", "TableEntry"]
+
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -46,23 +48,43 @@ class TableEntry:
 
 
 @dataclass(frozen=True)
+class AttentionEntry:
+    """Where the two products of one attention went.
+
+    Args:
+        module: Dotted name of the module that computes them, for example ``blocks.0.attn``.
+        first: Name of the node ``query @ key``.
+        softmax: Name of the Softmax.
+        second: Name of the node ``probs @ value``.
+    """
+
+    module: str
+    first: str
+    softmax: str
+    second: str
+
+
+@dataclass(frozen=True)
 class ExportTable:
     """One entry per ``Linear`` and ``Conv2d``, by parameter name, in the order of the module.
 
     Args:
         entries: Parameter name to entry.
         model_digest: Digest of the exported module, the same that a quantization record carries.
+        attentions: One entry per attention, in the order of the graph.
     """
 
     entries: Mapping[str, TableEntry] = field(default_factory=dict)
     model_digest: str = ""
+    attentions: tuple[AttentionEntry, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the table as JSON."""
         state = {
-            "schema_version": 1,
+            "schema_version": SCHEMA_VERSION,
             "model_digest": self.model_digest,
             "entries": [asdict(entry) for entry in self.entries.values()],
+            "attentions": [asdict(entry) for entry in self.attentions],
         }
         write_atomically(path, json.dumps(state, indent=1).encode())
 
@@ -75,8 +97,12 @@ class ExportTable:
         """
         try:
             state = json.loads(Path(path).read_text())
+            if state["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"schema version {state['schema_version']}")
             entries = [TableEntry(**entry) for entry in state["entries"]]
-            return ExportTable({e.parameter: e for e in entries}, str(state["model_digest"]))
+            attentions = tuple(AttentionEntry(**entry) for entry in state["attentions"])
+            by_name = {entry.parameter: entry for entry in entries}
+            return ExportTable(by_name, str(state["model_digest"]), attentions)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"The export table {path} cannot be read ({type(error).__name__}).",

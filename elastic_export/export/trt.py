@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import DTypeLike
 
 from elastic_export.errors import CheckFailed
 from elastic_export.export.half import to_half
-from elastic_export.export.layers import Layer
+from elastic_export.export.layers import Attention, Layer
+from elastic_export.export.mha import quantize_attentions
 from elastic_export.export.symmetric import write_symmetric
 
 __all__ = ["MIN_OPSET", "write_trt_strong", "write_trt_weak"]
@@ -22,12 +24,15 @@ MIN_OPSET = 19
 """The first opset whose QuantizeLinear takes FP16 scales."""
 
 
-def write_trt_strong(model: ir.Model, layers: list[Layer]) -> list[str]:
+def write_trt_strong(
+    model: ir.Model, layers: list[Layer], attentions: list[Attention]
+) -> list[str]:
     """Rewrite a clean FP32 model in place, as FP16 with Q/DQ.
 
     Args:
         model: What ``export_fp32`` wrote, opset 19 or later.
         layers: What ``join`` found in it.
+        attentions: What ``join_attentions`` found in it.
 
     Returns:
         One sentence for each rewrite beyond quantization.
@@ -43,9 +48,19 @@ def write_trt_strong(model: ir.Model, layers: list[Layer]) -> list[str]:
             f"Export with opset {MIN_OPSET} or later.",
         )
     to_half(model)
-    return write_symmetric(model, layers, np.float16)
+    return _write(model, layers, attentions, np.float16)
 
 
-def write_trt_weak(model: ir.Model, layers: list[Layer]) -> list[str]:
+def write_trt_weak(model: ir.Model, layers: list[Layer], attentions: list[Attention]) -> list[str]:
     """Rewrite a clean FP32 model in place, as FP32 with Q/DQ; arguments as in the strong form."""
-    return write_symmetric(model, layers, np.float32)
+    return _write(model, layers, attentions, np.float32)
+
+
+def _write(
+    model: ir.Model, layers: list[Layer], attentions: list[Attention], dtype: DTypeLike
+) -> list[str]:
+    notes = write_symmetric(model, layers, dtype)
+    quantize_attentions(model.graph, attentions, dtype)
+    if attentions:
+        notes.append(f"{len(attentions)} attentions multiply in INT8.")
+    return notes

@@ -15,9 +15,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from elastic_export.config.base import Schema
+from elastic_export.elastic import Supernet, extract
+from elastic_export.elastic.fold import fold_batchnorm as fold_batchnorm_pairs
 from elastic_export.export import Exported, emit, export_fp32
+from elastic_export.families import get_family
+from elastic_export.families.elasticvit import ConvStage, ElasticVitConfig, TokenStage
+from elastic_export.families.swin import SwinConfig, SwinStage
+from elastic_export.families.vit import VitConfig
 from elastic_export.quantize.calibrate import model_digest
-from elastic_export.quantize.policy import float_reason, quantizable_layers
+from elastic_export.quantize.policy import attention_verdict, judge, quantizable_layers
+from elastic_export.quantize.products import ProductHooks
 from elastic_export.quantize.record import QuantizationRecord, Site
 from elastic_export.sparsity.patterns import pattern_mask
 
@@ -99,31 +107,37 @@ def take_record(module: nn.Module, images: Tensor) -> QuantizationRecord:
         )
         for name, layer in layers.items()
     ]
-    with torch.no_grad():
+    products = ProductHooks(module, layers, histogram=False)
+    with torch.no_grad(), products:
         module(images)
     for hook in hooks:
         hook.remove()
-    sites: dict[tuple[str, str], Site] = {}
+    ranges: dict[tuple[str, str], tuple[float, float]] = {}
     for name, layer in layers.items():
-        reason = float_reason(name, layer, ())
-        weight = layer.weight.detach()
-        for role, tensor, axis in (
-            ("input", seen[name][0], None),
-            ("weight", weight, 0),
-            ("output", seen[name][1], None),
+        for role, tensor in zip(
+            ("input", "weight", "output"),
+            (seen[name][0], layer.weight.detach(), seen[name][1]),
+            strict=True,
         ):
-            low, high = float(tensor.min()), float(tensor.max())
-            amax = weight.abs().flatten(1).amax(1).numpy() if axis == 0 else max(-low, high)
-            sites[name, role] = Site(
-                module=name,
-                role=role,
-                min=low,
-                max=high,
-                amax=np.asarray(amax, np.float32),
-                axis=axis,
-                policy="float" if reason else "int8",
-                reason=reason,
-            )
+            ranges[name, role] = (float(tensor.min()), float(tensor.max()))
+    ranges |= {key: found.bounds for key, found in products.ranges.items()}
+    verdicts = {n: judge(n, layer, (), products.positions[n]) for n, layer in layers.items()}
+    sites: dict[tuple[str, str], Site] = {}
+    for (name, role), (low, high) in ranges.items():
+        verdict = verdicts.get(name, attention_verdict())
+        weight = layers[name].weight.detach() if role == "weight" else None
+        amax = max(-low, high) if weight is None else weight.abs().flatten(1).amax(1).numpy()
+        sites[name, role] = Site(
+            module=name,
+            role=role,
+            min=low,
+            max=high,
+            amax=np.asarray(amax, np.float32),
+            axis=None if weight is None else 0,
+            policy="float" if verdict.reason else "int8",
+            reason=verdict.reason,
+            rule=verdict.rule,
+        )
     digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
     return QuantizationRecord(sites, "max", len(images), digest, model_digest(module))
 
@@ -133,7 +147,7 @@ def prune(module: nn.Module) -> dict[str, str]:
     patterns = {}
     with torch.no_grad():
         for name, layer in quantizable_layers(module).items():
-            if not float_reason(name, layer, ()):
+            if not judge(name, layer).reason:
                 layer.weight *= pattern_mask(layer.weight, "2:4")
                 patterns[f"{name}.weight"] = "2:4"
     return patterns
@@ -183,6 +197,67 @@ def tiny(folder: Path) -> Case:
     """The small plain transformer of this file, dense weights but for 2:4."""
     torch.manual_seed(0)
     return make_case(TinyViT(), torch.randn(4, 3, 32, 32), folder / "tiny.onnx")
+
+
+def family_module(name: str, config: Schema) -> nn.Module:
+    """The largest network of a tiny supernet with random numbers everywhere, folded."""
+    family = get_family(name)
+    supernet = Supernet.create(family, config, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for key, tensor in supernet.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator) * 0.1
+            tensor.add_(noise.abs() if "var" in key else noise)
+    module = extract(supernet, supernet.space.max()).module.eval()
+    return fold_batchnorm_pairs(module, family.fold_pairs(module))
+
+
+@pytest.fixture(scope="session")
+def family_vit(folder: Path) -> Case:
+    """The family's ViT: two blocks of 32 values with two heads, 17 tokens."""
+    sizes = {"image_size": 32, "patch_size": 8, "width": (32,), "depth": (2,), "heads": (2,)}
+    torch.manual_seed(0)
+    module = family_module("vit", VitConfig(num_classes=10, mlp_ratio=(2.0,), **sizes))
+    return make_case(module, torch.randn(2, 3, 32, 32), folder / "family_vit.onnx")
+
+
+@pytest.fixture(scope="session")
+def swin(folder: Path) -> Case:
+    """The family's Swin: two stages, plain and shifted windows of 16 tokens, heads of 16."""
+    stages = [SwinStage(depth=(2,), heads=(heads,), mlp_ratio=(2.0,)) for heads in (2, 4)]
+    config = SwinConfig(
+        image_size=32, patch_size=2, num_classes=10, width=(32,), window=4, stages=tuple(stages)
+    )
+    torch.manual_seed(0)
+    module = family_module("swin", config)
+    return make_case(module, torch.randn(2, 3, 32, 32), folder / "swin.onnx")
+
+
+@pytest.fixture(scope="session")
+def elasticvit(folder: Path) -> Case:
+    """The family's ElasticViT: convolutions, squeeze-and-excite, attention with biases."""
+    config = ElasticVitConfig(
+        resolution=(64,),
+        image_size=64,
+        num_classes=10,
+        stem_depth=(1,),
+        stem_channels=(16,),
+        stages=(
+            ConvStage(depth=(2,), channels=(16,), ratio=(2,), kernel=(3,)),
+            ConvStage(depth=(1,), channels=(32,), ratio=(2,), kernel=(3,), se=True),
+            TokenStage(depth=(2,), channels=(32,)),
+            TokenStage(depth=(1,), channels=(48,)),
+        ),
+        head_dim=16,
+        head_expand=2,
+        head_hidden=32,
+        dropout=0.0,
+    )
+    torch.manual_seed(0)
+    module = family_module("elasticvit", config)
+    return make_case(module, torch.randn(2, 3, 64, 64), folder / "elasticvit.onnx")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from elastic_export.errors import CheckFailed, UserError
 from elastic_export.export import ExportTable, emit
+from elastic_export.quantize.placement import in_force
 from elastic_export.quantize.record import QuantizationRecord
 
 LAYER = "blocks.1.fc1"
@@ -21,13 +22,29 @@ def changed(record: QuantizationRecord, role: str, **fields: object) -> Quantiza
 
 
 def test_the_report_says_what_stayed_float_and_why(tiny, tmp_path):
-    report = emit("ort-cpu", tiny.exported.path, tiny.exported.table, tiny.record, tmp_path / "a")
+    report = emit("trt-weak", tiny.exported.path, tiny.exported.table, tiny.record, tmp_path / "a")
     assert report.kept_float.keys() == {"patch_embed", "head"}
     assert len(report.int8) == 8
     assert set(report.to_json()) >= {"flavour", "path", "int8", "kept_float", "size_ratio", "notes"}
     kept = tiny.record.with_float({LAYER: "It is sensitive."})
     report = emit("ort-cpu", tiny.exported.path, tiny.exported.table, kept, tmp_path / "a")
     assert report.kept_float[LAYER] == "It is sensitive."
+
+
+def test_flavours_place_layers_by_their_own_rules(elasticvit, tmp_path):
+    """Matrix-vector products are left out for TensorRT, not for ONNX Runtime."""
+    parts = (elasticvit.exported.path, elasticvit.exported.table, elasticvit.record)
+    cpu = emit("ort-cpu", *parts, tmp_path / "cpu.onnx")
+    strong = emit("trt-strong", *parts, tmp_path / "strong.onnx")
+    rules = {n: elasticvit.record.site(n, "weight").rules for n in elasticvit.record.modules()}
+    for report in (cpu, strong):
+        free = {name for name, held in rules.items() if not held & in_force(report.flavour)}
+        assert set(report.int8) == free
+    lone = {name for name, held in rules.items() if held == {"gemv"}}
+    assert "pre_head_1" in lone, "it reads pooled tokens"
+    assert lone <= set(cpu.int8)
+    why = "It runs on one position of an image, a matrix-vector product at batch 1."
+    assert {strong.kept_float[name] for name in lone} == {why}
 
 
 @pytest.mark.parametrize("flavour", ["ort-cpu", "trt-strong"])

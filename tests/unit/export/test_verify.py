@@ -63,6 +63,21 @@ def test_one_value_too_many_is_found(flavour, flavours, tiny, tmp_path):
         check_pattern_onnx(broken, tiny.exported.table, tiny.patterns)
 
 
+@pytest.mark.parametrize("network", ["swin", "elasticvit"])
+def test_projections_that_were_dealt_out_are_looked_at_whole(network, request, tmp_path):
+    case = request.getfixturevalue(network)
+    table, path = case.exported.table, tmp_path / "int8.onnx"
+    emit("ort-cpu", case.exported.path, table, case.record, path)
+    nodes = {node.name for node in onnx.load(str(path)).graph.node}
+    apart = [name for name in case.patterns if f"{name.removesuffix('.weight')}.1" in nodes]
+    assert apart
+    findings = check_pattern_onnx(path, table, case.patterns)
+    for name in case.patterns:
+        size = case.module.get_parameter(name).numel()
+        assert findings[name]["groups"] == size // 4
+        assert findings[name]["dtype"] == "int8"
+
+
 @pytest.mark.parametrize("kind", ["conv", "linear", "gemm"])
 def test_the_axis_is_the_summed_one(kind, tmp_path):
     """A weight that is 2:4 along the wrong axis is not 2:4."""
@@ -156,7 +171,7 @@ def test_parity_fails_loudly(flavours, tiny):
 
 
 def test_fused_operators_are_counted(flavours, tmp_path):
-    assert integer_products(fused_ops(flavours["ort-cpu"])) == 2 * (3 + 3)
+    assert integer_products(fused_ops(flavours["ort-cpu"])) == 2 * (3 + 3) + 2
     assert integer_products(fused_ops(flavours["fp32"], threads=2)) == 0
     (tmp_path / "no.onnx").write_bytes(b"not a model")
     with pytest.raises(CheckFailed, match=r"cannot load no\.onnx"):
