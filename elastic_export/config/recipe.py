@@ -154,17 +154,30 @@ class SparsifyConfig(Schema):
 
 
 class GuardConfig(Schema):
-    """The largest top-1 loss, in percentage points, that INT8 may cost on the search split."""
+    """The largest top-1 loss, in percentage points, that INT8 may cost on the search split.
+
+    It holds for the form that is deployed on the recipe's first target. Layers that cost too much
+    return to floating point, those first that win the most points per millisecond lost.
+    """
 
     max_drop: Annotated[float, Field(ge=0)] = 1.0
 
 
 class QuantizeConfig(Schema):
-    """INT8 by a named calibration recipe (``calibrate/NAME.yaml`` or a path)."""
+    """INT8 by a named calibration recipe (``calibrate/NAME.yaml`` or a path).
+
+    ``attention`` says whether the two attention products are INT8 too. ``qat`` trains the network
+    with its INT8 roundings, masks frozen, before the guard; its own floating-point form teaches it
+    where ``distill`` is set. ``placement: measured`` keeps INT8, in the form for this machine, only
+    where it is measured to be faster here.
+    """
 
     precision: Literal["int8"] = "int8"
     calibration: str = "max"
+    attention: Literal["float", "int8"] = "float"
+    qat: FinetuneConfig | None = None
     guard: GuardConfig | None = GuardConfig()
+    placement: Literal["policy", "measured"] = "policy"
 
 
 class MeasureConfig(Schema):

@@ -84,7 +84,9 @@ class DescendantResult(Schema):
 
     ``cost.macs`` counts dense MACs, ``algorithmic_macs`` an N:M layer as N/M, ``hardware_macs``
     what a 2:4 capable device really skips. ``accuracy`` maps ``fp32``, ``2:4`` and ``int8`` to
-    what was measured in ONNX Runtime on the test split.
+    what was measured in ONNX Runtime on the test split. ``quantization`` is what the quantize stage
+    tells: ``calibrator`` and ``images``, and where they ran ``smoothed``, ``qat``, ``guard`` (with
+    the layers returned to floating point) and ``placement`` (with every race).
     """
 
     name: str
@@ -93,6 +95,7 @@ class DescendantResult(Schema):
     cost: Cost
     accuracy: dict[str, Accuracy]
     search_accuracy: float | None = None
+    quantization: dict[str, Any] = Field(default_factory=dict)
     bundles: tuple[BundleResult, ...] = ()
 
 

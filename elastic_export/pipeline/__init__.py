@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elastic_export.pipeline.estimating import estimate_latency, fit_board
     from elastic_export.pipeline.extracting import extract_one
     from elastic_export.pipeline.flow import STAGES, PlanRow
     from elastic_export.pipeline.inspecting import inspect
@@ -24,14 +25,17 @@ __all__ = [
     "bench_bundle",
     "bench_on",
     "build",
+    "estimate_latency",
     "export_one",
     "extract_one",
+    "fit_board",
     "inspect",
     "plan",
     "probe_board",
 ]
 
 _MODULES = {
+    "estimating": ("estimate_latency", "fit_board"),
     "extracting": ("extract_one",),
     "flow": ("STAGES", "PlanRow"),
     "inspecting": ("inspect",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from elastic_export.config.targets import ResolvedTarget
 from elastic_export.config.transform import Transform
 from elastic_export.elastic import Descendant
 from elastic_export.engine.bundle import sample_file, trtexec_script, write_bundle
+from elastic_export.engine.device_plan import PLAN, Graph, device_plan
+from elastic_export.engine.sidecar import sidecar_of
+from elastic_export.export.lowering import pinned_nodes
+from elastic_export.measure.board.compose import SCRIPT, compose
 from elastic_export.pipeline.exporting import TOLERANCE, File
 
 __all__ = ["Content", "bundle"]
@@ -64,17 +68,16 @@ def bundle(
     logits = {p: content.samples[file.name] for p, file in content.files.items()}
     files: dict[str, Path | bytes] = {models[p]: content.paths[p] for p in models}
     files |= {f"model.{p}.engine": path for p, path in content.engines.items()}
+    files |= {f"model.{p}.engine.json": sidecar_of(path) for p, path in content.engines.items()}
     files["sample.safetensors"] = sample_file(inputs, logits)
-    for precision in content.files:
-        if target.target.build_on == "device":
-            files[f"build_engine_{precision}.sh"] = trtexec_script(
-                models[precision],
-                strongly_typed="trt-strong" in target.flavours.values(),
-                sparse=bool(one.patterns) and precision != "fp32",
-                quantized=precision == "int8",
-                half=precision != "fp32",
-                version=target.software.runtime_version,
-            ).encode()
+    files[SCRIPT] = compose().encode()
+    if target.build_on == "device":
+        graphs = {p: _graph(p, one, target, content) for p in models}
+        files[PLAN] = device_plan(graphs)
+        version = target.software.runtime_version
+        for precision, graph in graphs.items():
+            script = trtexec_script(models[precision], version=version, **asdict(graph))
+            files[f"build_engine_{precision}.sh"] = script.encode()
     classes = next(iter(logits.values())).shape[1]
     batch = int(next(iter(content.checks.values()))["batch_size"])
     write_bundle(
@@ -113,6 +116,18 @@ def bundle(
         files=files,
     )
     return models
+
+
+def _graph(precision: str, one: Descendant, target: ResolvedTarget, content: Content) -> Graph:
+    """What a builder on the device must be told of one model."""
+    strong = "trt-strong" in target.flavours.values()
+    return Graph(
+        strongly_typed=strong,
+        sparse=bool(one.patterns) and precision != "fp32",
+        quantized=precision == "int8",
+        half=precision != "fp32",
+        pins=() if strong else tuple(pinned_nodes(content.paths[precision])),
+    )
 
 
 def _port(name: str, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from elastic_export.space import Spec
 from elastic_export.sparsity import check_patterns, check_skip, make_masks
 from elastic_export.train import finetune, train_supernet
 
-__all__ = ["Named", "descend", "make_supernet", "wanted_specs"]
+__all__ = ["Named", "descend", "frozen_masks", "make_supernet", "wanted_specs"]
 
 # Folding rounds differently; a wrong fold is off by orders of magnitude more.
 _FOLD_TOLERANCE = 1e-4
@@ -234,7 +234,7 @@ def descend(
                 shop.data_of(one.genes).train,
                 tuning,
                 seed=recipe.seed,
-                masks=_frozen(one),
+                masks=frozen_masks(one),
                 teacher=shop.teacher(supernet) if tuning.distill else None,
                 device=shop.device,
                 progress=shop.progress,
@@ -290,7 +290,7 @@ def _fold(shop: Workshop, current: Artifact | None, folder: Path) -> dict[str, A
     return {"folded": len(pairs), "relative_error": error}
 
 
-def _frozen(one: Descendant) -> dict[str, Tensor]:
+def frozen_masks(one: Descendant) -> dict[str, Tensor]:
     """Masks of the patterns a descendant already has."""
     return {name: one.module.get_parameter(name).detach() != 0 for name in one.patterns}
 
@@ -305,8 +305,8 @@ def _sparsify(
     one = shop.descendant(dense)
     if "skip" in asked.model_fields_set:
         check_skip(one.module, asked.skip)
-    masks = {**_frozen(one), **make_masks(one.module, asked.pattern, asked.skip)}
-    for name, zeros_stay in _frozen(one).items():
+    masks = {**frozen_masks(one), **make_masks(one.module, asked.pattern, asked.skip)}
+    for name, zeros_stay in frozen_masks(one).items():
         masks[name] = masks[name] & zeros_stay
     with torch.no_grad():
         for name, mask in masks.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,31 @@ from elastic_export.elastic import Descendant
 from elastic_export.engine import tensorrt_rtx
 from elastic_export.errors import CheckFailed
 from elastic_export.export import (
+    Exported,
+    ExportTable,
+    check_activations,
     check_finite,
+    check_half_range,
     check_no_weight_slices,
     check_opset,
     check_parity,
     check_pattern_onnx,
+    clipped_shares,
     emit,
     emit_fp16,
     export_fp32,
     fused_ops,
 )
+from elastic_export.export.lint import check_lint
 from elastic_export.export.lowering import lower_file
-from elastic_export.export.saturation import pair_safe_int8
+from elastic_export.export.reference import rounded_like
 from elastic_export.pipeline.extracting import cost_of
 from elastic_export.pipeline.flow import Flow
-from elastic_export.pipeline.quantizing import RECORD
+from elastic_export.pipeline.quantizing import record_for, weights_change
 from elastic_export.pipeline.workshop import Workshop
 from elastic_export.progress import Progress
-from elastic_export.quantize.fake import fake_quantize
-from elastic_export.quantize.record import QuantizationRecord
+from elastic_export.quantize.placement import placement_rules
+from elastic_export.quantize.record import AttentionPrecision, QuantizationRecord
 
 __all__ = [
     "CHECKS",
@@ -48,12 +55,13 @@ __all__ = [
     "export",
     "file_for",
     "files_for",
+    "lint_for",
     "write_files",
 ]
 
 OPSET = 20
 CHECKS = "checks.json"
-DENSE, LEAN = "dense", "sparse"
+DENSE, LEAN, TUNED = "dense", "sparse", "tuned"
 _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 _PARITY_IMAGES = 16
 
@@ -89,15 +97,16 @@ def files_for(shop: Workshop, target: ResolvedTarget) -> dict[str, File]:
     """The files a target gets, by precision.
 
     FP32 is the dense network, the yardstick; FP16 and INT8 hold the sparse weights where the
-    recipe makes some.
+    recipe makes some, and INT8 those of the quantize stage where that changes them.
     """
     recipe = shop.recipe
     lean = LEAN if recipe.sparsify is not None else DENSE
+    weights = {"fp32": DENSE, "fp16": lean, "int8": TUNED if weights_change(recipe) else lean}
     found: dict[str, File] = {}
     for precision in target.flavours:
         if precision == "int8" and recipe.quantize is None:
             continue
-        found[precision] = file_for(target, precision, DENSE if precision == "fp32" else lean)
+        found[precision] = file_for(target, precision, weights[precision])
     return found
 
 
@@ -130,17 +139,21 @@ def export(
         flow: The store and the plan.
         shop: The recipe and what is loaded.
         name: The descendant's name.
-        sources: ``dense`` and, where made, ``sparse`` descendants.
-        record: The quantization record of the sparse (else dense) one.
+        sources: ``dense`` and, where made, ``sparse`` and ``tuned`` descendants.
+        record: The quantize stage's, of the last of them.
         targets: All targets of the recipe.
     """
     files = {file for target in targets for file in files_for(shop, target).values()}
     files |= {File(weights, "fp32", "plain") for weights in sources}
     wanted = sorted(files, key=lambda file: file.name)
+    attention = shop.recipe.quantize.attention if shop.recipe.quantize is not None else "float"
     config = {
         "files": [file.name for file in wanted],
         "batch_size": shop.recipe.measure.batch_size,
         "sample": shop.data_digests["search"],
+        "attention": attention,
+        "rules": placement_rules(),
+        "targets": {target.identity: target.software for target in targets},
     }
     quantized = any(file.precision == "int8" for file in wanted)
     inputs = [*sources.values(), *([record] if quantized else [])]
@@ -151,7 +164,7 @@ def export(
             for weights, artifact in sources.items()
             if artifact is not None
         }
-        found = QuantizationRecord.load(record.path / RECORD) if record is not None else None
+        records = None if record is None else partial(record_for, record)
         batch = shop.recipe.measure.batch_size
         count = max(batch, _PARITY_IMAGES // batch * batch)
         genes = next(iter(loaded.values())).genes
@@ -161,9 +174,14 @@ def export(
         try:
             for weights, one in loaded.items():
                 some = [file for file in wanted if file.weights == weights]
-                checks |= write_files(folder, one, some, found, x, batch, shop.progress)
+                checks |= write_files(
+                    folder, one, some, records, x, batch, shop.progress, attention=attention
+                )
         finally:
             shop.progress.finish()
+        for target in targets:
+            for file in files_for(shop, target).values():
+                checks[file.name].setdefault("lint", {}).update(lint_for(folder, file, target))
         (folder / CHECKS).write_text(json.dumps(checks, indent=1, sort_keys=True))
         lean = loaded[LEAN if LEAN in loaded else DENSE]
         return {"files": len(checks), "cost": cost_of(lean, *x.shape[1:3]).model_dump()}
@@ -171,15 +189,32 @@ def export(
     return flow.do("export", name, config=config, inputs=inputs, make=make, tools=_TOOLS)
 
 
+def lint_for(folder: Path, file: File, target: ResolvedTarget) -> dict[str, list[dict[str, Any]]]:
+    """Hold a written file against what a target's parser takes.
+
+    Returns:
+        The target to what is slower there, or good to know.
+
+    Raises:
+        CheckFailed: The target refuses the file.
+    """
+    found = check_lint(
+        folder / file.name, target.software, target=target.identity, device=target.target
+    )
+    return {target.identity: [finding.to_json() for finding in found]}
+
+
 def write_files(
     folder: Path,
     one: Descendant,
     files: list[File],
-    record: QuantizationRecord | None,
+    records: Callable[[str], QuantizationRecord] | None,
     x: Tensor,
     batch_size: int,
     progress: Progress,
     give_up: Callable[[File, CheckFailed], None] | None = None,
+    *,
+    attention: AttentionPrecision = "float",
 ) -> dict[str, dict[str, Any]]:
     """Write and check the files of one set of weights; the plain one first, the rest from it.
 
@@ -187,12 +222,13 @@ def write_files(
         folder: Where to write.
         one: The descendant, folded.
         files: What to write, the plain FP32 file at the newest opset among them.
-        record: The descendant's quantization record, where an INT8 file is wanted.
+        records: The descendant's quantization record by flavour, where an INT8 file is wanted.
         x: Images for the parity check (n, C, H, W), n a multiple of ``batch_size``.
         batch_size: The fixed batch of the graphs.
         progress: One step a file.
         give_up: Told of each further file whose check fails, which is then left out; without it,
             a failed check ends the export.
+        attention: The form of the attention products in INT8 files.
 
     Returns:
         File name to what each check found.
@@ -204,41 +240,63 @@ def write_files(
     plain = next(f for f in files if (f.flavour, f.opset, f.lacks) == ("plain", OPSET, ()))
     exported = export_fp32(one.module, x[:batch_size], folder / plain.name, opset=OPSET)
     for file in [plain, *(f for f in files if f is not plain)]:
-        path = folder / file.name
-        reference: nn.Module = one.module
-        told: dict[str, Any] = {"batch_size": batch_size}
-        form: dict[str, Any] = {"opset": file.opset, "without": file.lacks}
-        if file.precision == "fp16":
-            emit_fp16(exported.path, path, **form)
-        elif file.flavour == "plain" and file is not plain:
-            lower_file(exported.path, path, **form)
-        elif file.precision == "int8":
-            assert record is not None
-            assert file.flavour != "plain"
-            report = emit(file.flavour, exported.path, exported.table, record, path, **form)
-            told |= {"int8_layers": len(report.int8), "float_layers": report.kept_float}
-            reference = _as_the_graph_rounds(one.module, record, file.flavour)
         try:
-            checks[file.name] = told | _check(path, file, one, reference, x, exported.table)
+            told = _write(folder, one, file, exported, records, x, attention)
+            checks[file.name] = {"batch_size": batch_size} | told
         except CheckFailed as error:
             if give_up is None or file is plain:
                 raise
-            path.unlink()
+            (folder / file.name).unlink(missing_ok=True)
             give_up(file, error)
         progress.advance(note=file.name)
     return checks
 
 
-def _as_the_graph_rounds(module: nn.Module, record: QuantizationRecord, flavour: str) -> nn.Module:
-    """The fake-quantized network with the roundings of one flavour."""
-    if flavour == "trt-strong":
-        return fake_quantize(module, record, scale_dtype=np.float16)
-    if flavour in ("trt-weak", "ort-trt"):
-        return fake_quantize(module, record)
-    convolutions = [n for n, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
-    return fake_quantize(
-        module, record, asymmetric=True, outputs=convolutions, weight_form=pair_safe_int8
+def _write(
+    folder: Path,
+    one: Descendant,
+    file: File,
+    exported: Exported,
+    records: Callable[[str], QuantizationRecord] | None,
+    x: Tensor,
+    attention: AttentionPrecision,
+) -> dict[str, Any]:
+    """Write one file, which the plain one may be already, and check it."""
+    path, images = folder / file.name, x.numpy()
+    reference: nn.Module = one.module
+    told: dict[str, Any] = {}
+    form: dict[str, Any] = {"opset": file.opset, "without": file.lacks}
+    if file.precision == "fp16" or file.flavour == "trt-strong":
+        told["half"] = check_half_range(exported.path, images)
+    if file.precision == "fp16":
+        emit_fp16(exported.path, path, **form)
+    elif file.precision == "int8":
+        assert records is not None
+        assert file.flavour != "plain"
+        record = records(file.flavour)
+        form["attention"] = attention
+        report = emit(file.flavour, exported.path, exported.table, record, path, **form)
+        told |= {"int8_layers": len(report.int8), "float_layers": report.kept_float}
+        told["clipped"] = _most_clipped(exported, record, file.flavour, images, attention)
+        reference = rounded_like(one.module, record, file.flavour, attention=attention)
+    elif path != exported.path:
+        lower_file(exported.path, path, **form)
+    return told | _check(path, file, one, reference, x, exported.table)
+
+
+def _most_clipped(
+    exported: Exported,
+    record: QuantizationRecord,
+    flavour: str,
+    images: np.ndarray,
+    attention: AttentionPrecision,
+) -> dict[str, Any]:
+    """The share of values beyond its range at the site that clips most."""
+    shares = clipped_shares(
+        exported.path, exported.table, record, flavour, images, attention=attention
     )
+    (module, role), share = max(shares.items(), key=lambda item: item[1])
+    return {"share": share, "module": module, "role": role}
 
 
 def _check(
@@ -247,15 +305,18 @@ def _check(
     one: Descendant,
     reference: nn.Module,
     x: Tensor,
-    table: Any,
+    table: ExportTable,
 ) -> dict[str, Any]:
+    images = x.numpy()
     with torch.no_grad():
         logits: np.ndarray = reference(x).numpy()
+    parity = partial(check_parity, module=reference, table=table)
     found = {
         "opset": check_opset(path, file.opset),
         "finite": check_finite(path),
+        "activations": check_activations(path, images),
         "no_weight_slices": check_no_weight_slices(path),
-        "parity": check_parity(path, x.numpy(), logits, TOLERANCE[file.precision]),
+        "parity": parity(path, images, logits, TOLERANCE[file.precision]),
         "bytes": path.stat().st_size,
     }
     if one.patterns:

@@ -26,7 +26,7 @@ _ROOM_OF = {
     "finetune": "train",
     "fold": "checkpoints",
     "sparsify": "train",
-    "quantize": "quantize",
+    "quantize": "measure",
     "export": "export",
     "compile": "engine",
     "evaluate": "engine",
@@ -147,4 +147,8 @@ def _digest_of_rooms(rooms: tuple[str, ...]) -> str:
 def _code_of(stage: str, make: Make) -> str:
     """Identify the code that decides a stage's result, so that no stale result is ever taken."""
     below = _ROOMS[: _ROOMS.index(_ROOM_OF[stage]) + 1]
-    return f"{_digest_of_rooms(below)[:16]}-{sha256_file(Path(inspect.getfile(make)))[:16]}"
+    source = Path(inspect.getfile(make))
+    # A stage of several files is a folder of its own, and all of it counts.
+    alone = source.parent.parent != Path(__file__).parent
+    own = sha256_file(source) if alone else sha256_sources(source.parent)
+    return f"{_digest_of_rooms(below)[:16]}-{own[:16]}"

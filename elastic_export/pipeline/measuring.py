@@ -17,7 +17,7 @@ from elastic_export.artifacts.store import Artifact
 from elastic_export.config.result import Accuracy, Latency
 from elastic_export.config.targets import ResolvedTarget
 from elastic_export.data.evaluate import top1
-from elastic_export.engine.runners import OrtRunner
+from elastic_export.engine.runners import OrtRunner, Runner
 from elastic_export.measure.compare import choose
 from elastic_export.measure.machine import describe_machine
 from elastic_export.measure.protocol import measure_interleaved
@@ -46,7 +46,7 @@ def in_batches(predict: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) 
     return torch.cat([predict(part) for part in x.split(batch_size)])
 
 
-def predictor(runner: OrtRunner, batch_size: int) -> Callable[[Tensor], Tensor]:
+def predictor(runner: Runner, batch_size: int) -> Callable[[Tensor], Tensor]:
     """Let a runner of a fixed batch size take torch tensors of that many images or fewer."""
 
     def predict(x: Tensor) -> Tensor:

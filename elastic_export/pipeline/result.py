@@ -29,6 +29,7 @@ class Made:
     named: Named
     dense: Artifact
     sparse: Artifact
+    quantized: Artifact | None
     exported: Artifact
     evaluated: Artifact
     engines: dict[str, Artifact]
@@ -55,6 +56,7 @@ def descendant_result(
         cost=cost,
         accuracy={station: found[file.name] for station, file in stations.items()},
         search_accuracy=made.named.search_accuracy,
+        quantization=made.quantized.summary if made.quantized is not None else {},
         bundles=tuple(_bundle(shop, made, one, target, cost, measured, out) for target in targets),
     )
 
@@ -78,8 +80,16 @@ def target_notes(
             "builder accepted them; they were not run, so their kernels are not known."
         ]
     if runtime == "tensorrt":
-        return ["No engine was built: run a build_engine script of the bundle on the board."]
+        return [
+            "No engine was built: run on_device.py, or a build_engine script, of the bundle on the "
+            "device."
+        ]
     return []
+
+
+def _for_target(checks: dict[str, Any], target: ResolvedTarget) -> dict[str, Any]:
+    """The checks of a file that several targets may share, with what this one's parser takes."""
+    return {**checks, "lint": checks["lint"][target.identity]}
 
 
 def _bundle(
@@ -100,7 +110,7 @@ def _bundle(
         paths={p: made.exported.path / file.name for p, file in files.items()},
         files=files,
         samples=samples(made.evaluated),
-        checks={p: checks[file.name] for p, file in files.items()},
+        checks={p: _for_target(checks[file.name], target) for p, file in files.items()},
         accuracy={p: found[file.name] for p, file in files.items()},
         engines={p: built.path / f"{p}.engine" for p in reports} if built is not None else {},
         reports=reports,

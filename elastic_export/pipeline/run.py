@@ -18,12 +18,20 @@ from elastic_export.config.recipe import Recipe
 from elastic_export.config.result import BuildResult
 from elastic_export.config.targets import ResolvedTarget, check_target, load_target
 from elastic_export.engine.bundle import MANIFEST
+from elastic_export.engine.trtexec import timing_arguments
 from elastic_export.measure.machine import describe_machine
 from elastic_export.pipeline.descend import Named, descend, make_supernet, wanted_specs
-from elastic_export.pipeline.exporting import DENSE, LEAN, compile_engines, export, files_for
+from elastic_export.pipeline.exporting import (
+    DENSE,
+    LEAN,
+    TUNED,
+    compile_engines,
+    export,
+    files_for,
+)
 from elastic_export.pipeline.flow import Flow, PlanRow
 from elastic_export.pipeline.measuring import evaluate, measure
-from elastic_export.pipeline.quantizing import quantize
+from elastic_export.pipeline.quantizing import check_placement, quantize, weights_change
 from elastic_export.pipeline.result import Made, descendant_result
 from elastic_export.pipeline.workshop import Workshop
 from elastic_export.progress import Progress, no_progress
@@ -110,9 +118,14 @@ def plan(recipe: Recipe, store: Store) -> list[PlanRow]:
 
 def _targets(recipe: Recipe) -> list[ResolvedTarget]:
     """Resolve and check all targets before any long work."""
-    targets = [load_target(name) for name in dict.fromkeys(recipe.targets)]
+    # Two names may stand for one target.
+    found = map(load_target, recipe.targets)
+    targets = list({target.identity: target for target in found}.values())
     for target in targets:
         check_target(recipe, target)
+        if target.software.runtime == "tensorrt":
+            timing_arguments(target.software.runtime_version)  # an unknown release is told now
+    check_placement(recipe, targets)
     return targets
 
 
@@ -145,8 +158,10 @@ def _descendant(
     named: Named,
 ) -> dict[str, Any]:
     dense, sparse = descend(flow, shop, supernet, named)
-    record = quantize(flow, shop, named.name, sparse)
+    record = quantize(flow, shop, named.name, sparse, targets)
     sources = {DENSE: dense} | ({LEAN: sparse} if shop.recipe.sparsify is not None else {})
+    if weights_change(shop.recipe):
+        sources[TUNED] = record
     exported = export(flow, shop, named.name, sources, record, targets)
     by_sm = {
         target.target.sm: compile_engines(flow, shop, named.name, exported, target)
@@ -156,6 +171,7 @@ def _descendant(
     return {
         "dense": dense,
         "sparse": sparse,
+        "quantized": record,
         "exported": exported,
         "evaluated": evaluate(flow, shop, named, exported),
         "engines": {name: engine for name, engine in engines.items() if engine is not None},

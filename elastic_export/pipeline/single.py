@@ -27,13 +27,14 @@ from elastic_export.measure.compare import choose
 from elastic_export.measure.machine import describe_machine
 from elastic_export.measure.protocol import measure_interleaved
 from elastic_export.pipeline.bundling import Content, bundle
-from elastic_export.pipeline.exporting import DENSE, File, file_for, write_files
+from elastic_export.pipeline.exporting import DENSE, File, file_for, lint_for, write_files
 from elastic_export.pipeline.inputs import assumed_transform, dataset_for
 from elastic_export.pipeline.measuring import how, predictor
 from elastic_export.pipeline.result import target_notes
 from elastic_export.progress import Progress, no_progress
 from elastic_export.quantize.calibrate import calibrate
 from elastic_export.quantize.record import QuantizationRecord
+from elastic_export.quantize.smooth import smooth
 
 __all__ = ["bench_bundle", "export_one"]
 
@@ -84,7 +85,7 @@ def export_one(
     else:
         dataset = dataset_for(family, config, spec, data)
         transform = dataset.transform
-    record = _record(one, dataset, calibration, progress)
+    record = _quantized(one, dataset, calibration, progress)
     files = _files(place, record)
     name = descendant.name.removesuffix(".safetensors")
     folder = out / name / place.identity.replace(":", "-")
@@ -156,9 +157,10 @@ def bench_bundle(
     }
 
 
-def _record(
+def _quantized(
     one: Descendant, dataset: Dataset | None, calibration: str, progress: Progress
 ) -> QuantizationRecord | None:
+    """Calibrate; a recipe that smooths changes the weights, not what they compute in float."""
     recipe = load_calibration(calibration)
     if dataset is None:
         return None
@@ -169,6 +171,8 @@ def _record(
             "Add images, or give --calibration a recipe file with fewer.",
         )
     split = dataset.train.head(recipe.images, name="calibration")
+    if recipe.smooth is not None:
+        one.module = smooth(one.module, split, recipe, progress).module
     return calibrate(one.module, split, recipe, progress=progress)
 
 
@@ -205,9 +209,12 @@ def _content(
 
     progress.start("export", len(files))
     wanted = list({File(DENSE, "fp32", "plain"), *files.values()})
-    checks = write_files(draft, one, wanted, record, x, 1, progress, give_up)
+    records = None if record is None else lambda flavour: record
+    checks = write_files(draft, one, wanted, records, x, 1, progress, give_up)
     progress.finish()
     files = {precision: file for precision, file in files.items() if file not in failed}
+    for file in files.values():
+        checks[file.name]["lint"] = lint_for(draft, file, place)[place.identity]
     samples = {"input": x[:_SAMPLES].numpy()}
     accuracy = {}
     for precision, file in files.items():

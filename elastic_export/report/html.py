@@ -14,6 +14,11 @@ from elastic_export.config.result import BuildResult
 from elastic_export.report import units
 from elastic_export.report.details import cell, describe_targets, flat
 from elastic_export.report.frames import Row, accuracy_sources, final_rows, measured_target
+from elastic_export.report.quantization import (
+    describe_quantization,
+    placement_races,
+    returned_layers,
+)
 from elastic_export.report.series import Plot, accuracy_latency
 from elastic_export.report.summary import figures, sentences
 from elastic_export.report.svg import inline
@@ -60,6 +65,9 @@ def to_html(result: BuildResult, plots: Sequence[tuple[Plot, str]]) -> str:
         ],
         front=accuracy_latency(result).front,
         targets=describe_targets(result),
+        quantization=describe_quantization(result),
+        returned=returned_layers(result),
+        races=placement_races(result),
         sources=accuracy_sources(result),
         images=_images(result),
         protocol=_protocol(result),

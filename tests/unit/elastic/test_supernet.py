@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from elastic_export.elastic import Dim, Supernet, extract
 from elastic_export.elastic.rules import Constant
 from elastic_export.elastic.skeleton import on_meta
-from elastic_export.errors import UserError
+from elastic_export.errors import CheckFailed, UserError
 from elastic_export.families.base import ImageConfig, ImageFamily
 from elastic_export.space import Axis, Costs, Space, Spec
 
@@ -109,6 +110,18 @@ def test_statistics_that_could_not_be_written_back_are_an_error(net: Supernet) -
     )
     with pytest.raises(TypeError, match="constant cannot be written"):
         net.train()(spec, torch.randn(3, 1, 4, 4))
+
+
+@pytest.mark.parametrize("what", ["macs", "params"])
+def test_a_closed_form_that_lies_is_found_at_extraction(what: str) -> None:
+    class Lying(_Grouped):
+        def costs(self, config: ImageConfig, space: Space, genes: np.ndarray) -> Costs:
+            found = super().costs(config, space, genes)
+            return replace(found, **{what: getattr(found, what) + 1})
+
+    net = Supernet.create(Lying(), ImageConfig(image_size=4, in_chans=1), seed=0)  # type: ignore[arg-type]
+    with pytest.raises(CheckFailed, match="but its space says"):
+        extract(net, net.space.min())
 
 
 def test_the_cache_of_skeletons_is_bounded(net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:

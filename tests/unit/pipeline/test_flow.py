@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from elastic_export.artifacts.digest import sha256_sources
 from elastic_export.artifacts.store import Artifact, Store
 from elastic_export.errors import UserError
-from elastic_export.pipeline.flow import Flow
+from elastic_export.pipeline.flow import Flow, _code_of
+from elastic_export.pipeline.quantizing import check_placement
 
 
 class Run:
@@ -104,3 +107,9 @@ def test_work_survives_a_failure_and_is_gone_after_success(run: Run, tmp_path: P
     assert flow.do("train", "t", config=1, inputs=[], make=make) is not None
     assert tries == [False, True]
     assert not list(tmp_path.rglob("state"))
+
+
+def test_a_stage_of_several_files_is_known_by_all_of_them() -> None:
+    folder = Path(inspect.getfile(check_placement)).parent
+    assert len(list(folder.glob("*.py"))) > 1
+    assert _code_of("quantize", check_placement).endswith(sha256_sources(folder)[:16])
