@@ -52,7 +52,9 @@ def bench(
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for a lost connection.")
     ] = 300.0,
-    no_clocks: Annotated[bool, typer.Option(help="Leave the board's clocks alone.")] = False,
+    no_clocks: Annotated[
+        bool, typer.Option("--no-clocks", help="Leave the board's clocks alone.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -75,7 +77,7 @@ def bench(
             from elastic_export.cli.tables import facts
 
             told = pipeline.bench_bundle(bundles[0], threads=threads, progress=output.progress)
-            output.result(told, facts(told))
+            output.result(told, facts(told), short=told["chosen"] or told["note"])
             return
         from elastic_export.measure.remote import VisitOptions
 
@@ -96,6 +98,7 @@ def bench(
         )
         output.result(found, _tables(found))
         _explain_failures(found, output)
+        _end_badly_where_a_model_did(found)
 
 
 def _tables(found: dict[str, Any]) -> RenderableType:
@@ -140,6 +143,17 @@ def _row(name: str, model: dict[str, Any]) -> list[object]:
         "settled" if model["settled"] else f"inconclusive: {model['why']}",
         ", ".join(model["flags"]) or None,
     ]
+
+
+def _end_badly_where_a_model_did(found: dict[str, Any]) -> None:
+    """Exit with 3 where a sample gave other logits, with 1 where a model could not be measured."""
+    models = [
+        model for part in found["boards"].values() for model in part["result"]["models"].values()
+    ]
+    if any("wrong_logits" in model["flags"] for model in models if not model.get("error")):
+        raise typer.Exit(3)
+    if any(model.get("error") for model in models):
+        raise typer.Exit(1)
 
 
 def _explain_failures(found: dict[str, Any], output: Output) -> None:

@@ -98,10 +98,12 @@ def _measure(manifest: Manifest) -> str:
     script = next((name for name in manifest.files if name == "on_device.py"), None)
     if script is None:
         return ""
+    runs_here = manifest.runtime.name != "tensorrt"
+    also = ", NumPy and ONNX Runtime" if runs_here else " and nothing else"
     builds = "builds the engines, " if manifest.runtime.name == "tensorrt" else ""
     return (
         "## Measure it here\n\n"
-        "Python 3.6 or newer and nothing else:\n\n"
+        f"Python 3.6 or newer{also}:\n\n"
         f"```sh\npython3 {script} run --out ../result.json\n```\n\n"
         f"It says what this machine is, {builds}compares the sample images' logits, holds the "
         "clocks still where it may (and puts them back), measures the models turn by turn until "

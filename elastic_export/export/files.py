@@ -53,6 +53,11 @@ def load_proto(path: Path) -> onnx.ModelProto:
     """
     try:
         model = onnx.load(os.fspath(path))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"There is no file {path}.",
+            "Check the path; a bundle's folder has a dash where the target's name has a colon.",
+        ) from error
     except (OSError, DecodeError) as error:
         raise UserError(
             f"{path} cannot be read as an ONNX model ({type(error).__name__}).",

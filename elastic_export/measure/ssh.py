@@ -50,7 +50,7 @@ class Board:
     Args:
         destination: What ``ssh`` takes: ``user@host`` or a name of ``~/.ssh/config``.
         config: Another configuration file than the user's.
-        patience: Seconds to keep trying after the connection was lost.
+        patience: Seconds to keep trying after a connection was lost.
         told: Called with a sentence when the connection is lost or back.
 
     Raises:
@@ -79,6 +79,7 @@ class Board:
         self.destination = destination
         self.patience = patience
         self._told = told
+        self._reached = False
         # A socket's path may have some 100 characters at most, so not below a deep TMPDIR.
         self._sockets = Path(tempfile.mkdtemp(prefix="ee-ssh.", dir="/tmp"))
         settings = {
@@ -108,8 +109,12 @@ class Board:
     def close(self) -> None:
         """End the shared connection."""
         leave = ["ssh", *self._options, "-O", "exit", self.destination]
-        subprocess.run(leave, capture_output=True, check=False, timeout=CONNECT_SECONDS)
-        shutil.rmtree(self._sockets, ignore_errors=True)
+        try:
+            subprocess.run(leave, capture_output=True, check=False, timeout=CONNECT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._told(f"{self.destination}: the connection does not close by itself")
+        finally:
+            shutil.rmtree(self._sockets, ignore_errors=True)
 
     def once(self, command: str, *, timeout: float = 120.0, give: bytes = b"") -> Answer:
         """Run a shell command there, without a second try.
@@ -166,6 +171,8 @@ class Board:
     def patiently(self, work: Callable[[], Answer]) -> Answer:
         """Do something over the connection until it gets through.
 
+        A board that was never reached is told at once; waiting is for one that was lost.
+
         Raises:
             UserError: It did not within ``patience``.
         """
@@ -174,16 +181,18 @@ class Board:
         while True:
             answer = _reached(work)
             if isinstance(answer, Answer):
+                self._reached = True
                 if lost:
                     self._told(f"{self.destination}: the connection is back")
                 return answer
+            by_hand = f'Try "ssh {self.destination}" by hand; it must work without a password.'
+            what = f"{self.destination} cannot be reached: {answer}."
+            if not self._reached:
+                raise UserError(what, by_hand) from answer
             left = self.patience - (time.monotonic() - begin)
             if left <= 0:
-                raise UserError(
-                    f"{self.destination} cannot be reached: {answer}.",
-                    f'Try "ssh {self.destination}" by hand; it must work without a password. '
-                    "What was finished is kept, and the same command goes on from there.",
-                ) from answer
+                kept = "What was finished is kept, and the same command goes on from there."
+                raise UserError(what, f"{by_hand} {kept}") from answer
             if not lost:
                 self._told(f"{self.destination}: the connection is lost, trying again")
             lost = True

@@ -166,8 +166,9 @@ class _Told:
         def note(text: str) -> None:
             with self._lock:
                 self.notes[name].append(text)
-                if self._open:
-                    self._progress.advance(0, note=text)
+                # A line of its own: whoever waits should see it, in a log as well.
+                self._progress.start(text, 0)
+                self._progress.finish()
 
         return note
 

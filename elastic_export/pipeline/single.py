@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,14 @@ from elastic_export.measure.compare import choose
 from elastic_export.measure.machine import describe_machine
 from elastic_export.measure.protocol import measure_interleaved
 from elastic_export.pipeline.bundling import Content, bundle
-from elastic_export.pipeline.exporting import DENSE, File, file_for, lint_for, write_files
+from elastic_export.pipeline.exporting import (
+    DENSE,
+    TUNED,
+    File,
+    file_for,
+    lint_for,
+    write_files,
+)
 from elastic_export.pipeline.inputs import assumed_transform, dataset_for
 from elastic_export.pipeline.measuring import how, predictor
 from elastic_export.pipeline.result import target_notes
@@ -85,19 +94,28 @@ def export_one(
     else:
         dataset = dataset_for(family, config, spec, data)
         transform = dataset.transform
-    record = _quantized(one, dataset, calibration, progress)
-    files = _files(place, record)
+    tuned, record = one, None
+    if dataset is not None and "int8" in place.flavours:
+        tuned, record = _quantized(one, dataset, calibration, progress)
+    files = _files(place, record, TUNED if tuned is not one else DENSE)
     name = descendant.name.removesuffix(".safetensors")
     folder = out / name / place.identity.replace(":", "-")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as draft:
         notes: list[str] = []
-        content = _content(Path(draft), one, files, record, dataset, shape, place, notes, progress)
+        weights = {DENSE: one, TUNED: tuned} if tuned is not one else {DENSE: one}
+        content = _content(
+            Path(draft), weights, files, record, dataset, shape, place, notes, progress
+        )
         notes += target_notes(place, dict(content.reports), content.files)
         if dataset is None:
             notes.append("The preprocessing is assumed, because no data set was given: check it.")
         if record is None and "int8" in place.flavours:
             notes.append("There is no INT8 file: give --data to calibrate on.")
+        if "int8" not in place.flavours:
+            notes.append(f"There is no INT8 file: {place.identity} does not run INT8.")
+        if one.patterns and not place.target.sparse_2_4:
+            notes.append(f"The 2:4 weights save no time on {place.identity}.")
         models = bundle(folder, name, one, place, transform, content, chosen=None, notes=notes)
     return {
         "folder": str(folder),
@@ -132,9 +150,10 @@ def bench_bundle(
         settings,
         progress=progress,
     )
-    chosen, because = choose(timings)
     machine = describe_machine()
     elsewhere = loaded.manifest.runtime.name != "onnxruntime"
+    # What is fast here says nothing about which file to take there.
+    chosen, because = (None, "") if elsewhere else choose(timings)
     return {
         "bundle": str(folder),
         "name": loaded.manifest.name,
@@ -158,12 +177,10 @@ def bench_bundle(
 
 
 def _quantized(
-    one: Descendant, dataset: Dataset | None, calibration: str, progress: Progress
-) -> QuantizationRecord | None:
-    """Calibrate; a recipe that smooths changes the weights, not what they compute in float."""
+    one: Descendant, dataset: Dataset, calibration: str, progress: Progress
+) -> tuple[Descendant, QuantizationRecord]:
+    """Calibrate; the descendant is another one where the recipe smooths its weights."""
     recipe = load_calibration(calibration)
-    if dataset is None:
-        return None
     if recipe.images > len(dataset.train):
         raise UserError(
             f"The calibration recipe {calibration} takes {recipe.images} images, and the train "
@@ -172,13 +189,14 @@ def _quantized(
         )
     split = dataset.train.head(recipe.images, name="calibration")
     if recipe.smooth is not None:
-        one.module = smooth(one.module, split, recipe, progress).module
-    return calibrate(one.module, split, recipe, progress=progress)
+        one = replace(one, module=smooth(one.module, split, recipe, progress).module)
+    return one, calibrate(one.module, split, recipe, progress=progress)
 
 
-def _files(place: ResolvedTarget, record: QuantizationRecord | None) -> dict[str, File]:
+def _files(place: ResolvedTarget, record: QuantizationRecord | None, int8: str) -> dict[str, File]:
+    """The files by precision; ``int8`` names the weights of the INT8 one."""
     return {
-        precision: file_for(place, precision, DENSE)
+        precision: file_for(place, precision, int8 if precision == "int8" else DENSE)
         for precision in place.flavours
         if precision != "int8" or record is not None
     }
@@ -186,7 +204,7 @@ def _files(place: ResolvedTarget, record: QuantizationRecord | None) -> dict[str
 
 def _content(
     draft: Path,
-    one: Descendant,
+    weights: Mapping[str, Descendant],
     files: dict[str, File],
     record: QuantizationRecord | None,
     dataset: Dataset | None,
@@ -208,9 +226,12 @@ def _content(
         notes.append(f"There is no {file.precision.upper()} file: {error.what}")
 
     progress.start("export", len(files))
-    wanted = list({File(DENSE, "fp32", "plain"), *files.values()})
     records = None if record is None else lambda flavour: record
-    checks = write_files(draft, one, wanted, records, x, 1, progress, give_up)
+    checks: dict[str, dict[str, Any]] = {}
+    for name, one in weights.items():
+        some = [file for file in files.values() if file.weights == name]
+        wanted = list({File(name, "fp32", "plain"), *some})
+        checks |= write_files(draft, one, wanted, records, x, 1, progress, give_up)
     progress.finish()
     files = {precision: file for precision, file in files.items() if file not in failed}
     for file in files.values():

@@ -41,6 +41,7 @@ from elastic_export.quantize.ranges import Range, RangeHooks, finite_range
 from elastic_export.quantize.record import QuantizationRecord, Role
 from elastic_export.quantize.resume import SavedPass, load_products, pass_key, products_state
 from elastic_export.quantize.sites import Measured, MeasuredRange, make_sites
+from elastic_export.sparsity.masks import check_skip
 
 __all__ = ["calibrate", "model_digest"]
 
@@ -73,9 +74,10 @@ def calibrate(
         Same module, images and recipe give the same bits, interrupted or not.
 
     Raises:
-        UserError: no or fewer images than asked, images that cannot be read or that the module
-            cannot take, NaN or infinite values in weights or activations, nothing to quantize, no
-            layer that is alive, ModelOpt missing, or a folder that cannot be written.
+        UserError: a skip pattern that matches nothing, no or fewer images than asked, images that
+            cannot be read or that the module cannot take, NaN or infinite values in weights or
+            activations, nothing to quantize, no layer that is alive, ModelOpt missing, or a folder
+            that cannot be written.
     """
     layers = quantizable_layers(module)
     if not layers:
@@ -83,6 +85,7 @@ def calibrate(
             "The module has neither a Linear nor a Conv2d layer, so nothing can be quantized.",
             "Check which model the recipe extracts.",
         )
+    check_skip(module, recipe.skip, "skip of the calibration recipe")
     images = calibration_images(split, recipe)
     digest = model_digest(module)
     saved = SavedPass(work, pass_key(digest, images.digest, recipe))

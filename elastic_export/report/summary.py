@@ -117,7 +117,7 @@ def _speed(result: BuildResult, table: Sequence[Row]) -> str:
     if sizes:
         smallest = min(row.bytes_int8 for row in table if row.bytes_int8)
         text += f"; INT8 files are {_range(sizes, _two_digits)} times the size"
-        text += f" (from {size(smallest)})"
+        text += f" (the smallest has {size(smallest)})"
     return text + "."
 
 

@@ -35,8 +35,13 @@ def eligible_layers(module: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn
     }
 
 
-def check_skip(module: nn.Module, skip: Iterable[str]) -> None:
+def check_skip(module: nn.Module, skip: Iterable[str], key: str = "sparsify.skip") -> None:
     """Refuse a skip pattern that matches nothing: most likely it is misspelt.
+
+    Args:
+        module: The network.
+        skip: Shell patterns of module names.
+        key: Where they were written, for the message.
 
     Raises:
         UserError: Naming the pattern.
@@ -45,7 +50,7 @@ def check_skip(module: nn.Module, skip: Iterable[str]) -> None:
     for pattern in skip:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(
-                f'sparsify.skip names "{pattern}", which matches no module of this network.',
+                f'{key} names "{pattern}", which matches no module of this network.',
                 did_you_mean(pattern, [name for name in names if "." not in name]),
             )
 

@@ -112,7 +112,7 @@ def test_a_lost_connection_loses_nothing(server: Server, parcels: list[Parcel]) 
 def test_a_board_that_stays_away(server: Server, parcels: list[Parcel]) -> None:
     server.cut()
     with (
-        connect(server, patience=1.0) as board,
+        connect(server) as board,  # with five minutes of patience, for lost connections alone
         pytest.raises(UserError, match="cannot be reached"),
     ):
         visit(board, parcels, QUICK, lambda event: None)

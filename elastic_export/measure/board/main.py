@@ -33,7 +33,9 @@ MODEL_SAME = ("model", "power_mode", "tensorrt", "python")
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run the command line; returns the exit code."""
-    chosen = _parser().parse_args(arguments)
+    chosen, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        chosen.own.error("unknown: " + " ".join(unknown))
     for name in ("SIGTERM", "SIGHUP"):
         # So that clocks are restored when the board shuts down or a terminal closes.
         if hasattr(signal, name) and not chosen.detached:
@@ -55,6 +57,11 @@ def main(arguments: Optional[List[str]] = None) -> int:
 
 def _measure(chosen: Any, teller: Teller) -> int:
     here = os.path.dirname(os.path.abspath(__file__))
+    folder = os.path.dirname(os.path.abspath(chosen.out))
+    if not os.path.isdir(folder):
+        raise Cannot(
+            "There is no folder {}.".format(folder), "Make it, or name another file with --out."
+        )
     bundles = [open_bundle(folder) for folder in [chosen.bundle or here, *chosen.also]]
     board = describe_board()
     if chosen.trtexec:
@@ -92,6 +99,9 @@ def _measure(chosen: Any, teller: Teller) -> int:
 
     prepare(candidates, teller)
     keep()
+    if candidates and not any(one.usable for one in candidates):
+        first = candidates[0].found["error"]
+        raise Cannot(first["what"], first["remedy"])
     check_accuracy(candidates, teller)
     keep()
     with PinnedClocks(teller, not chosen.no_clocks) as clocks:
@@ -118,7 +128,8 @@ def _measure(chosen: Any, teller: Teller) -> int:
             report_layers(candidates, teller)
     state["complete"] = all(one.usable for one in candidates)
     keep()
-    teller.phase("Done: {}".format(chosen.out))
+    failed = sum(not one.usable for one in candidates)
+    teller.phase("Done{}: {}".format(", {} failed".format(failed) if failed else "", chosen.out))
     wrong = any("wrong_logits" in one.flags for one in candidates)
     return 3 if wrong else 0 if state["complete"] else 1
 
@@ -205,23 +216,39 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("it must be a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("it must be 1 or more")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="on_device.py", description="Measures the models of a bundle on this machine."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
-    commands.add_parser("probe", help="print what this machine is, as JSON")
+    probe = commands.add_parser("probe", help="print what this machine is, as JSON")
+    probe.set_defaults(own=probe)
     run = commands.add_parser("run", help="build, check and measure")
+    run.set_defaults(own=run)
     run.add_argument("bundle", nargs="?", help="bundle folder (default: where the script lies)")
     run.add_argument("--with", dest="also", action="append", default=[], metavar="BUNDLE")
     run.add_argument("--out", default="result.json", help="the result, JSON")
     run.add_argument("--precision", action="append", help="measure only these")
-    run.add_argument("--seconds", type=float, default=15.0, help="measured time of each model")
-    run.add_argument("--rounds", type=int, default=10, help="samples of each model")
-    run.add_argument("--warmup-ms", type=int, default=1000, help="before each sample")
-    run.add_argument("--idle-seconds", type=float, default=5.0, help="to see the idle power")
-    run.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
+    run.add_argument("--seconds", type=_positive, default=15.0, help="measured time of each model")
+    run.add_argument("--rounds", type=_count, default=10, help="samples of each model")
+    run.add_argument("--warmup-ms", type=_count, default=1000, help="before each sample")
+    run.add_argument("--idle-seconds", type=_positive, default=5.0, help="to see the idle power")
+    run.add_argument("--threads", type=_count, default=1, help="of ONNX Runtime")
     run.add_argument(
         "--runtime", default="auto", choices=["auto", "trtexec", "tensorrt", "onnxruntime"]
     )

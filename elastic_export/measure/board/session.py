@@ -90,6 +90,7 @@ def prepare(candidates: List[Candidate], teller: Teller) -> None:
         except Cannot as error:
             one.found["error"] = error.to_json()
             one.found["log_tail"] = one.runner.log_tail()
+            teller.note("{}: {} {}".format(one.name, error.what, error.remedy))
         teller.step(one.name, number, len(candidates))
 
 
@@ -178,6 +179,7 @@ def _measure_rounds(
                 latency, compute = one.runner.sample(seconds, warmup_ms)
             except Cannot as error:
                 one.found["error"] = error.to_json()
+                teller.note("{}: {} {}".format(one.name, error.what, error.remedy))
                 continue
             end = time.time()
             # trtexec loads first and warms up; the measured part is at the end of its run.
@@ -216,9 +218,11 @@ def _order(candidates: List[Candidate], number: int) -> List[Candidate]:
 
 def _watch(one: Candidate, pinned: bool, highest: float, mode: Optional[str]) -> float:
     """Mark what makes a sample doubtful; return the clock seen."""
-    hot = max(temperatures().values() or [0.0])
+    seen = temperatures()
+    hot = max(seen.values()) if seen else 0.0
     clock = gpu_clock_mhz() or 0.0
-    one.found["max_temperature_c"] = max(hot, one.found.get("max_temperature_c", 0.0))
+    if seen:
+        one.found["max_temperature_c"] = max(hot, one.found.get("max_temperature_c", hot))
     if clock:
         one.found["min_gpu_clock_mhz"] = min(clock, one.found.get("min_gpu_clock_mhz", clock))
     if hot > HOT_CELSIUS or (pinned and clock and clock < SLOWED * highest):

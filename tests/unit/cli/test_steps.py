@@ -106,6 +106,34 @@ def test_export_and_bench(descendant: Path, tmp_path: Path) -> None:
     assert _error("bench", folder, code=3)
 
 
+def test_only_int8_files_hold_smoothed_weights(descendant: Path, tmp_path: Path) -> None:
+    shared = ("export", descendant, "--target", "host-cpu", "--data", "digits")
+    plain = _run(*shared, "--out", tmp_path / "plain")
+    smooth = _run(*shared, "--out", tmp_path / "smooth", "--calibration", "smoothquant")
+    read = {
+        (name, precision): (Path(told["folder"]) / file).read_bytes()
+        for name, told in (("plain", plain), ("smooth", smooth))
+        for precision, file in told["models"].items()
+    }
+    assert read["plain", "fp32"] == read["smooth", "fp32"]
+    assert read["plain", "int8"] != read["smooth", "int8"]
+    assert smooth["checks"]["int8"]["parity"]["relative_error"] <= 1e-1
+
+
+def test_a_target_without_int8_is_told_before_anything_is_calibrated(
+    descendant: Path, tmp_path: Path
+) -> None:
+    told = _run(
+        "export", descendant, "--target", "jetson-nano", "--data", "digits", "--out", tmp_path
+    )
+    assert set(told["models"]) == {"fp32", "fp16"}
+    assert any("does not run INT8" in note for note in told["notes"])
+    # What is fast here says nothing about a board.
+    measured = _run("bench", told["folder"])
+    assert measured["chosen"] is None
+    assert "another device" in measured["note"]
+
+
 def test_export_needs_real_data_and_a_known_target(descendant: Path, tmp_path: Path) -> None:
     assert "--data" in _error("export", descendant, "--data", "mnist", "--out", tmp_path)
     assert "a10" in _error("export", descendant, "--target", "a11", "--out", tmp_path)

@@ -242,6 +242,45 @@ def test_a_release_the_bundle_was_not_made_for(tmp_path: Path) -> None:
     assert "was not made for TensorRT 8.0.1" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--seconds=-1",), "must be a positive number"),
+        (("--rounds=0",), "must be 1 or more"),
+        (("--bogus",), "on_device.py run: error: unknown: --bogus"),
+    ],
+)
+def test_wrong_options_show_how_it_is_used(
+    tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    board = Board(tmp_path)
+    done = board.run(*arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "--no-clocks" in done.stderr
+
+
+def test_a_result_that_cannot_be_written(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.out = tmp_path / "nowhere" / "result.json"
+    done = board.run()
+    assert done.returncode == 1
+    assert "There is no folder" in done.stderr
+
+
+def test_a_machine_without_onnx_runtime_says_so(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "onnxruntime.py").write_text("raise ImportError('none here')\n")
+    board.environment["PYTHONPATH"] = str(hidden)
+    done = board.run()
+    assert done.returncode == 1
+    assert "pip install onnxruntime" in done.stderr
+    assert "Measuring" not in done.stderr
+    assert not board.result["complete"]
+
+
 def test_neither_trtexec_nor_the_module(tmp_path: Path) -> None:
     board = Board(tmp_path, "tensorrt")
     done = board.run()
@@ -316,7 +355,7 @@ def test_a_change_of_mode_and_a_clock_that_drops_are_marked(tmp_path: Path) -> N
         + 'case "$*" in *clocks.sm*) [ $n -lt 12 ] && echo 1000 || echo 500 ;;\n'
         + "*) echo N/A ;; esac\n",
     )
-    done = board.run("--precision=fp32", "--no-power", "--idle-seconds=0")
+    done = board.run("--precision=fp32", "--no-power", "--idle-seconds=0.1")
     assert done.returncode == 0, done.stderr
     flags = board.result["models"]["tiny/fp32"]["flags"]
     assert "mode_changed" in flags

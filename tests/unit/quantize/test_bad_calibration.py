@@ -53,6 +53,11 @@ def test_broken_images(net, make_split) -> None:
         calibrate(net, split, _recipe())
 
 
+def test_a_skip_pattern_that_matches_nothing(net, make_split) -> None:
+    with pytest.raises(UserError, match=r'"hiden", which matches no module.*"hidden"'):
+        calibrate(net, make_split(), _recipe(skip=("hiden",)))
+
+
 def test_too_few_images(net, make_split) -> None:
     with pytest.raises(UserError, match="25 images were asked"):
         calibrate(net, make_split(24), _recipe(images=25))
