@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,15 @@ def test_what_goes_wrong_in_the_monitor_stops_the_build(
     assert [each.name for each in tmp_path.iterdir()] == ["n.onnx"]
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """A background shell has its children ignore SIGINT; a terminal's do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_without_a_monitor_ends_the_build_when_the_builder_returns(tmp_path: Path) -> None:
     builder, path = builder_of("8.2.1.8"), save(tmp_path / "n.onnx")
     make = builder.trt.Builder
