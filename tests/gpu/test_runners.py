@@ -81,3 +81,18 @@ def test_onnx_runtime_with_tensorrt(
     assert error(runner.run(x), net, x) < 2e-2
     assert runner.describe()["providers"][0] == "TensorrtExecutionProvider"
     assert list((tmp_path / "cache").glob("*.engine"))
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0),
+    reason="sparse tensor cores come with compute capability 8.0",
+)
+def test_torch_sparse() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 10)).eval()
+    with torch.no_grad():
+        net[0].weight.reshape(-1, 4)[:, [0, 2]] = 0
+    x = np.random.default_rng(0).random((8, 256), np.float32)
+    runner = TorchRunner(net, device="cuda", precision="half", sparse=True)
+    assert runner.describe()["sparse_layers"] == 1
+    assert error(runner.run(x), net, x) < 2e-2

@@ -18,6 +18,10 @@ __all__ = ["TorchPrecision", "TorchRunner"]
 TorchPrecision = Literal["fp32", "autocast", "half"]
 
 
+SPARSE_ROWS, SPARSE_COLUMNS = 32, 64
+"""What FP16 weights of the semi-structured kernels have to be multiples of."""
+
+
 class TorchRunner:
     """A module in torch, without gradients.
 
@@ -29,9 +33,13 @@ class TorchRunner:
         precision: ``fp32``; ``autocast``: torch chooses FP16 by operator; ``half``: all weights
             and activations are FP16. The logits are FP32 in any case.
         channels_last: Keep images as (B, H, W, C) in memory, which convolutions on a GPU want.
+        sparse: Run linear layers that hold 2:4 by torch's semi-structured kernels, which exist for
+            FP16 on CUDA from compute capability 8.0 on (``torch.sparse``, PyTorch's documentation
+            of semi-structured sparsity). Convolutions and other layers stay dense.
 
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: CUDA is asked for and not there, or sparse kernels where torch has none or the
+            module has no layer for them.
     """
 
     def __init__(
@@ -42,7 +50,13 @@ class TorchRunner:
         device: Literal["cpu", "cuda"] = "cpu",
         precision: TorchPrecision = "fp32",
         channels_last: bool = False,
+        sparse: bool = False,
     ) -> None:
+        if sparse and (device != "cuda" or precision != "half"):
+            raise UserError(
+                f"torch has no 2:4 kernels for {precision} on {device}.",
+                "Run sparse networks with device cuda and precision half, or dense.",
+            )
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 f"torch {torch.__version__} sees no GPU here.",
@@ -60,6 +74,7 @@ class TorchRunner:
             module = copy.deepcopy(module).to(self._device)
             module = module.to(memory_format=self._format)
         self._module = module.half() if precision == "half" else module
+        self._sparse_layers = _use_sparse_kernels(self._module) if sparse else 0
 
     def run(self, x: NDArray[Any]) -> NDArray[Any]:
         """Run one batch and return the logits.
@@ -88,6 +103,7 @@ class TorchRunner:
             "precision": self._precision,
             "channels_last": self._format is torch.channels_last,
             "threads": self._threads,
+            "sparse_layers": self._sparse_layers,
         }
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -98,6 +114,34 @@ class TorchRunner:
         with torch.autocast(self._device.type, torch.float16, enabled=autocast):
             logits: Tensor = self._module(x)
         return logits if self._precision == "fp32" else logits.float()
+
+
+def _use_sparse_kernels(module: nn.Module) -> int:
+    """Compress the weights that semi-structured kernels take, in place; returns how many.
+
+    Raises:
+        UserError: None is 2:4 of a size that the kernels take (multiples of 32 by 64).
+    """
+    found = 0
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and fits_sparse_kernels(layer.weight):
+            packed = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
+            layer.weight = nn.Parameter(packed, requires_grad=False)
+            found += 1
+    if not found:
+        raise UserError(
+            "No linear layer holds 2:4 in a size that sparse kernels take.",
+            "Sparsify the network first, and choose widths that are multiples of 64.",
+        )
+    return found
+
+
+def fits_sparse_kernels(weight: Tensor) -> bool:
+    """Tell whether a weight ``(out, in)`` is 2:4 along ``in`` and of a size the kernels take."""
+    rows, columns = weight.shape
+    if rows % SPARSE_ROWS or columns % SPARSE_COLUMNS:
+        return False
+    return bool(((weight.detach().reshape(-1, 4) != 0).sum(dim=1) <= 2).all())
 
 
 @contextmanager

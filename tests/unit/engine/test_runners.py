@@ -14,6 +14,7 @@ from torch import nn
 
 from elastic_export.engine.runners import OrtRunner, TensorrtOptions, TensorrtRunner, TorchRunner
 from elastic_export.engine.runners import ort as ort_module
+from elastic_export.engine.runners.torch_module import fits_sparse_kernels
 from elastic_export.errors import UserError
 
 WEIGHT = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
@@ -131,6 +132,7 @@ def test_what_runs_is_described(tmp_path: Path) -> None:
         "precision": "fp32",
         "channels_last": False,
         "threads": 1,
+        "sparse_layers": 0,
     }
 
 
@@ -211,3 +213,19 @@ def test_torch_without_a_gpu() -> None:
 def test_an_engine_without_tensorrt(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="TensorRT need its Python package"):
         TensorrtRunner(tmp_path / "net.engine")
+
+
+def test_sparse_kernels_are_refused_where_torch_has_none() -> None:
+    with pytest.raises(UserError, match="no 2:4 kernels for fp32 on cpu"):
+        TorchRunner(nn.Linear(64, 32), sparse=True)
+
+
+def test_which_weights_sparse_kernels_take() -> None:
+    weight = torch.randn(32, 64)
+    assert not fits_sparse_kernels(weight)
+    weight.reshape(-1, 4)[:, [1, 3]] = 0
+    assert fits_sparse_kernels(weight)
+    assert not fits_sparse_kernels(weight[:16])
+    assert not fits_sparse_kernels(torch.zeros(32, 32))
+    # Two of four along the inputs, not along the outputs.
+    assert not fits_sparse_kernels(weight.repeat(2, 1).T.contiguous())
