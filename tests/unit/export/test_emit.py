@@ -106,8 +106,9 @@ def test_nothing_to_quantize(tiny, tmp_path):
 def test_files_that_are_no_models(tiny, tmp_path):
     truncated = tmp_path / "truncated.onnx"
     truncated.write_bytes(tiny.exported.path.read_bytes()[:5000])
-    for path in (tmp_path / "missing.onnx", truncated):
-        with pytest.raises(UserError, match="cannot be read as an ONNX model"):
+    missing = tmp_path / "missing.onnx"
+    for path, told in ((missing, "There is no file"), (truncated, "cannot be read as an ONNX")):
+        with pytest.raises(UserError, match=told):
             emit("ort-cpu", path, tiny.exported.table, tiny.record, tmp_path / "no.onnx")
     with pytest.raises(UserError, match=r'There is no flavour "ort-gpu"\. Did you mean "ort-cpu"'):
         emit("ort-gpu", tiny.exported.path, ExportTable(), tiny.record, tmp_path / "no.onnx")

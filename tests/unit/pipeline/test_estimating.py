@@ -140,5 +140,5 @@ def test_a_precision_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not run int8"):
         estimate_latency(net, "jetson-nano", "int8")
     assert set(estimate_latency(net, "jetson-nano")["estimates"]) == {"fp32", "fp16"}
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="There is no file"):
         estimate_latency(tmp_path / "absent.onnx", TARGET)
