@@ -55,6 +55,9 @@ def bench(
     no_clocks: Annotated[
         bool, typer.Option("--no-clocks", help="Leave the board's clocks alone.")
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="On boards: measure finished models again.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -85,7 +88,11 @@ def bench(
         options = VisitOptions(
             seconds=seconds,
             precisions=tuple(precision or ()),
-            arguments=(f"--threads={threads}", *(["--no-clocks"] if no_clocks else [])),
+            arguments=(
+                f"--threads={threads}",
+                *(["--no-clocks"] if no_clocks else []),
+                *(["--fresh"] if fresh else []),
+            ),
             python=python,
         )
         found = pipeline.bench_on(
@@ -130,19 +137,28 @@ _SOFTWARE = (("JetPack", "jetpack"), ("TensorRT", "tensorrt"))
 def _row(name: str, model: dict[str, Any]) -> list[object]:
     if model.get("error"):
         return [name, *[None] * 6, "failed", model["error"]["what"]]
+    if "latency_ms" not in model:
+        return [name, *[None] * 6, "not measured", None]
     latency, compute = model["latency_ms"], model.get("gpu_compute_ms") or {}
-    energy, accuracy = model.get("energy_mj") or {}, model.get("accuracy")
+    accuracy = model.get("accuracy")
     return [
         name,
         latency["median"],
         latency["p90"],
         latency["p99"],
         compute.get("median"),
-        energy.get("net_of_idle") or energy.get("per_inference"),
+        _energy(model.get("energy_mj") or {}),
         None if accuracy is None else "agree" if accuracy["ok"] else "DIFFER",
         "settled" if model["settled"] else f"inconclusive: {model['why']}",
         ", ".join(model["flags"]) or None,
     ]
+
+
+def _energy(energy: dict[str, Any]) -> str | None:
+    """Net of idle where that is known."""
+    if energy.get("net_of_idle") is not None:
+        return f"{energy['net_of_idle']:.3g}"
+    return f"{energy['per_inference']:.3g} with idle" if energy else None
 
 
 def _end_badly_where_a_model_did(found: dict[str, Any]) -> None:

@@ -13,13 +13,14 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from elastic_export.errors import UserError
 from elastic_export.measure.board.compose import SCRIPT, compose
-from elastic_export.measure.ssh import Board
+from elastic_export.measure.ssh import Answer, Board, ConnectionLost
 
 __all__ = ["Parcel", "VisitOptions", "probe", "visit"]
 
@@ -107,7 +108,8 @@ def visit(
     try:
         _follow(board, run, options.poll_seconds, told)
     except KeyboardInterrupt:
-        board.once(f'kill -TERM "$(cat {run}/pid)" 2>/dev/null; true')
+        with suppress(ConnectionLost):
+            board.once(f'kill -TERM "$(cat {run}/pid)" 2>/dev/null; true')
         raise
     return _result(board, run)
 
@@ -158,17 +160,24 @@ def _start(
         "--detached",
         *options.arguments,
     ]
-    # exec keeps the number of the shell, so that a signal reaches Python itself.
+    # The number of Python itself, so that a signal reaches it and not the shell.
     inner = (
         f"echo $$ > {run}/pid; rm -f {run}/code; "
         f"{shlex.join(arguments)} > {run}/out 2> {run}/log & child=$!; echo $child > {run}/pid; "
         f"wait $child; echo $? > {run}/code"
     )
-    started = board.once(
+    command = (
         f"rm -f {run}/pid {run}/code; : > {run}/log; "
         f"nohup sh -c {shlex.quote(inner)} > /dev/null 2>&1 < /dev/null & "
         f"for i in 1 2 3 4 5 6 7 8 9 10; do test -s {run}/pid && exit 0; sleep 0.2; done; exit 1"
     )
+
+    def start() -> Answer:
+        # The connection may have been lost after the start: then it runs.
+        running = _is_running(board, run)
+        return Answer(0, "", "") if running else board.once(command)
+
+    started = board.patiently(start)
     if started.code != 0:
         raise UserError(
             f"The measurement could not be started on {board.destination}: {started.err.strip()}.",
@@ -212,20 +221,22 @@ def _tell(line: str, told: Told) -> None:
 
 def _result(board: Board, run: str) -> dict[str, Any]:
     got = board.run(f"cat {run}/result.json")
-    try:
-        result = dict(json.loads(got.out))
-    except ValueError:
-        result = {}
-    if result.get("models"):
-        return result
+    code = board.run(f"cat {run}/code 2>/dev/null; true").out.strip()
     said = board.run(f"cat {run}/out; tail -n 3 {run}/log")
     try:
         error = json.loads(said.out.strip().splitlines()[0])["error"]
     except (ValueError, KeyError, IndexError, TypeError):
+        try:
+            result = dict(json.loads(got.out))
+        except ValueError:
+            result = {}
+        # 1 says that a model could not be measured, 3 that one gives other logits.
+        if result.get("models") and code in ("0", "1", "3"):
+            return result
         last = (said.out.strip().splitlines() or ["it said nothing"])[-1]
         error = {
-            "what": f"The script ended without a result: {last}.",
-            "remedy": "Run on_device.py there by hand to see more.",
+            "what": f"The script ended before it was done (exit code {code or 'none'}): {last}.",
+            "remedy": "The same command goes on there; run on_device.py by hand to see more.",
         }
     raise UserError(f"{board.destination}: {error['what']}", error["remedy"])
 

@@ -192,7 +192,7 @@ def _same_board(document: Mapping[str, Any], resolved: ResolvedTarget, path: Pat
         wrong = f"in power mode {mode}" if plain[0] != plain[1] else ""
     if jetpack and software.startswith("jp") and not f"jp{jetpack}".startswith(software):
         wrong = f"with JetPack {jetpack}"
-    if (document.get("methodology") or {}).get("runtime") == "onnxruntime":
+    if any(model.get("runtime") == "onnxruntime" for model in document["models"].values()):
         wrong = "with ONNX Runtime"
     if wrong:
         raise UserError(

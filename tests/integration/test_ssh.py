@@ -167,7 +167,7 @@ def test_what_is_wrong_there_is_told(server: Server, parcels: list[Parcel]) -> N
         with pytest.raises(UserError, match="No bundle has a model of the precision"):
             visit(board, parcels[:1], bad, lambda event: None)
         broken = VisitOptions(python="/nowhere/python3", poll_seconds=0.1)
-        with pytest.raises(UserError, match="ended without a result"):
+        with pytest.raises(UserError, match="ended before it was done"):
             visit(board, parcels[:1], broken, lambda event: None)
 
 

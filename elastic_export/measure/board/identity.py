@@ -14,6 +14,7 @@ from elastic_export.measure.board.shell import find_program, read_text, run
 
 __all__ = [
     "TRTEXEC",
+    "banner_of",
     "describe_board",
     "gpu_clock_mhz",
     "jetpack_of",
@@ -134,8 +135,11 @@ def tensorrt_version(trtexec: Optional[str]) -> Optional[str]:
         found = re.match(r"(?:\d+:)?(\d+(?:\.\d+)+)", done.out.strip()) if done.ok else None
         if found is not None:
             return found.group(1)
-    if trtexec is None:
-        return None
+    return None if trtexec is None else banner_of(trtexec)
+
+
+def banner_of(trtexec: str) -> Optional[str]:
+    """Return the version that a trtexec says it is of."""
     done = run([trtexec, "--help"])
     found = re.search(r"\[TensorRT v(\d+)\]", done.out + done.err)
     return None if found is None else banner_version(found.group(1))

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional
 
 from elastic_export.measure.board.bundle import BoardBundle, open_bundle
 from elastic_export.measure.board.clocks import PinnedClocks
-from elastic_export.measure.board.identity import describe_board, tensorrt_version
+from elastic_export.measure.board.identity import banner_of, describe_board
 from elastic_export.measure.board.ort import OrtBoardRunner
 from elastic_export.measure.board.power import PowerMeter
 from elastic_export.measure.board.session import (
@@ -28,7 +28,9 @@ from elastic_export.measure.board.trtexec import TrtexecRunner, release_for
 __all__ = ["main"]
 
 SCHEMA_VERSION = 1
-MODEL_SAME = ("model", "power_mode", "tensorrt", "python")
+BOARD_SAME = ("model", "power_mode", "tensorrt", "python")
+HOW = ("rounds", "seconds", "warmup_ms", "threads", "runtime", "no_clocks")
+"""Options that decide what a figure means; a result of others is measured again."""
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -36,10 +38,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
     chosen, unknown = _parser().parse_known_args(arguments)
     if unknown:
         chosen.own.error("unknown: " + " ".join(unknown))
-    for name in ("SIGTERM", "SIGHUP"):
-        # So that clocks are restored when the board shuts down or a terminal closes.
-        if hasattr(signal, name) and not chosen.detached:
-            signal.signal(getattr(signal, name), _interrupt)
+    # So that clocks are restored when somebody ends it, the board shuts down, or a terminal closes.
+    signal.signal(signal.SIGTERM, _interrupt)
+    if not chosen.detached:
+        signal.signal(signal.SIGHUP, _interrupt)
     if chosen.command == "probe":
         print(json.dumps(describe_board(), indent=1, sort_keys=True))
         return 0
@@ -66,28 +68,25 @@ def _measure(chosen: Any, teller: Teller) -> int:
     board = describe_board()
     if chosen.trtexec:
         board["trtexec"] = chosen.trtexec
-        board["tensorrt"] = tensorrt_version(chosen.trtexec) or board["tensorrt"]
+        board["tensorrt"] = banner_of(chosen.trtexec) or board["tensorrt"]
     candidates = _candidates(bundles, chosen, board, teller)
-    earlier = {} if chosen.fresh else _finished(chosen.out, board)
-    kept = {
-        one.name: earlier[one.name]
-        for one in candidates
-        if earlier.get(one.name, {}).get("sha256") == one.found["sha256"]
-    }
+    wanted = [one.name for one in candidates]
+    how = {key: getattr(chosen, key) for key in HOW}
+    kept = _finished(chosen.out, board, how)
+    for one in candidates:
+        before = kept.get(one.name)
+        if before and (chosen.fresh or before["sha256"] != one.found["sha256"]):
+            del kept[one.name]
     candidates = [one for one in candidates if one.name not in kept]
-    for name in sorted(kept):
-        teller.note("{} was measured before; --fresh measures it again".format(name))
+    for name in wanted:
+        if name in kept:
+            teller.note("{} was measured before; --fresh measures it again".format(name))
     power = PowerMeter(not chosen.no_power)
     state: Dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "complete": False,
         "board": board,
-        "methodology": {
-            "rounds": chosen.rounds,
-            "seconds": chosen.seconds,
-            "warmup_ms": chosen.warmup_ms,
-            "interleaved": True,
-        },
+        "methodology": dict(how, interleaved=True),
         "models": kept,
     }
     write_json(chosen.out, state)
@@ -130,7 +129,7 @@ def _measure(chosen: Any, teller: Teller) -> int:
     keep()
     failed = sum(not one.usable for one in candidates)
     teller.phase("Done{}: {}".format(", {} failed".format(failed) if failed else "", chosen.out))
-    wrong = any("wrong_logits" in one.flags for one in candidates)
+    wrong = any("wrong_logits" in state["models"][name].get("flags", []) for name in wanted)
     return 3 if wrong else 0 if state["complete"] else 1
 
 
@@ -144,8 +143,11 @@ def _candidates(
     for bundle in bundles:
         for precision in chosen.precision or bundle.precisions:
             if precision in bundle.precisions:
-                runner = _runner(bundle, precision, chosen, board, teller)
-                found.append(Candidate(bundle, precision, runner))
+                found.append(Candidate(bundle, precision, None))
+                try:
+                    found[-1].use(_runner(bundle, precision, chosen, board, teller))
+                except Cannot as error:
+                    found[-1].found["error"] = error.to_json()
     if not found:
         raise Cannot(
             "No bundle has a model of the precision that was asked for.",
@@ -195,14 +197,16 @@ def _module_version() -> Optional[str]:
     return str(module.__version__)
 
 
-def _finished(path: str, board: Dict[str, Any]) -> Dict[str, Any]:
-    """Return what an earlier run on the same board, mode and software finished."""
+def _finished(path: str, board: Dict[str, Any], how: Dict[str, Any]) -> Dict[str, Any]:
+    """Return what an earlier run finished: on this board, mode and software, measured this way."""
     try:
         with open(path) as file:
             state = json.load(file)
-        if any(state["board"].get(key) != board.get(key) for key in MODEL_SAME):
+        if any(state["board"].get(key) != board.get(key) for key in BOARD_SAME):
             return {}
-        rounds = state["methodology"]["rounds"]
+        if any(state["methodology"].get(key) != how[key] for key in HOW):
+            return {}
+        rounds = how["rounds"]
         return {
             name: one
             for name, one in state["models"].items()

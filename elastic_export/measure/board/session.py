@@ -22,7 +22,7 @@ class Candidate:
     def __init__(self, bundle: BoardBundle, precision: str, runner: Any) -> None:
         self.bundle = bundle
         self.precision = precision
-        self.runner = runner
+        self.runner: Any = None
         self.latency: List[List[float]] = []
         self.compute: List[List[float]] = []
         self.windows: List[Tuple[float, float]] = []
@@ -30,9 +30,16 @@ class Candidate:
         self.found: Dict[str, Any] = {
             "file": bundle.manifest["models"][precision],
             "sha256": bundle.digest(precision),
-            "runtime": runner.runtime,
+            "runtime": None,
             "error": None,
         }
+        if runner is not None:
+            self.use(runner)
+
+    def use(self, runner: Any) -> None:
+        """Take what executes the model."""
+        self.runner = runner
+        self.found["runtime"] = runner.runtime
 
     @property
     def name(self) -> str:
@@ -85,13 +92,24 @@ def prepare(candidates: List[Candidate], teller: Teller) -> None:
     """Build or load every model; one that fails is left out with its reason."""
     teller.phase("Preparing {} model(s)".format(len(candidates)), len(candidates))
     for number, one in enumerate(candidates, 1):
-        try:
-            one.found["built"] = one.runner.prepare()
-        except Cannot as error:
-            one.found["error"] = error.to_json()
-            one.found["log_tail"] = one.runner.log_tail()
-            teller.note("{}: {} {}".format(one.name, error.what, error.remedy))
+        if one.usable:
+            _try_to_prepare(one)
+        if not one.usable:
+            teller.note("{name}: {what} {remedy}".format(name=one.name, **one.found["error"]))
         teller.step(one.name, number, len(candidates))
+
+
+def _try_to_prepare(one: Candidate) -> None:
+    try:
+        one.found["built"] = one.runner.prepare()
+    except Cannot as error:
+        one.found["error"] = error.to_json()
+        one.found["log_tail"] = one.runner.log_tail()
+    except OSError as error:
+        one.found["error"] = {
+            "what": "A file cannot be read or written: {}.".format(error),
+            "remedy": "Free some space, or name another folder with --engine-dir.",
+        }
 
 
 def check_accuracy(candidates: List[Candidate], teller: Teller) -> None:
@@ -112,7 +130,7 @@ def check_accuracy(candidates: List[Candidate], teller: Teller) -> None:
             except Cannot as error:
                 one.found["accuracy"] = None
                 teller.note("{}: {}".format(one.name, error.what))
-            except (KeyError, ValueError) as error:
+            except (KeyError, ValueError, OSError) as error:
                 one.found["accuracy"] = None
                 teller.note("{}: the sample does not fit ({})".format(one.name, error))
         teller.step(one.name, number, len(candidates))
@@ -139,12 +157,18 @@ def measure_settled(
         return
     teller.note("a measurement did not settle; all are taken once more")
     kept = {one.name: one.take_series() for one in live}
-    _measure_rounds(live, rounds, seconds, warmup_ms, pinned, teller, after_round)
-    if sum(not one.unsettled for one in live) < before or any(not one.usable for one in live):
-        for one in live:
-            one.latency, one.compute, one.windows = kept[one.name]
-            one.found["error"] = None
-        after_round()
+    better = False
+    try:
+        _measure_rounds(live, rounds, seconds, warmup_ms, pinned, teller, after_round)
+        settled = sum(not one.unsettled for one in live)
+        better = settled >= before and all(one.usable for one in live)
+    finally:
+        # After an interrupt too: the first attempt was whole.
+        if not better:
+            for one in live:
+                one.latency, one.compute, one.windows = kept[one.name]
+                one.found["error"] = None
+            after_round()
 
 
 def _measure_rounds(

@@ -5,7 +5,9 @@ Releases before 8.5 address tensors by binding number (``execute_async_v2``), la
 """
 
 import array
+import hashlib
 import importlib
+import json
 import os
 import time
 from typing import Any, Dict, List, Optional, Tuple
@@ -13,10 +15,9 @@ from typing import Any, Dict, List, Optional, Tuple
 from elastic_export.measure.board.cuda import Cuda, load_cuda
 from elastic_export.measure.board.sample import FLOAT_BYTES
 from elastic_export.measure.board.shell import Cannot, Teller
+from elastic_export.measure.board.trtexec import WORKSPACES_MIB
 
 __all__ = ["TensorrtModuleRunner"]
-
-WORKSPACE_MIB = 512
 
 
 class TensorrtModuleRunner:
@@ -54,6 +55,7 @@ class TensorrtModuleRunner:
         self._addresses: Dict[str, int] = {}
         self._numbers: List[int] = []
         self._kept: List[Any] = []
+        self._workspace_mib = WORKSPACES_MIB[0]
 
     def prepare(self) -> Dict[str, Any]:
         """Build the engine, or take the one that is there, and load it.
@@ -71,7 +73,8 @@ class TensorrtModuleRunner:
         self._trt = trt
         self._cuda = load_cuda()
         begin = time.time()
-        name = "{}.trt{}.module.engine".format(self.digest[:16], trt.__version__)
+        how = hashlib.sha256(json.dumps(self.api, sort_keys=True).encode()).hexdigest()
+        name = "{}-{}.trt{}.module.engine".format(self.digest[:16], how[:8], trt.__version__)
         path = os.path.join(self.folder, name)
         logger = trt.Logger(trt.Logger.ERROR)
         reused = os.path.isfile(path)
@@ -93,8 +96,8 @@ class TensorrtModuleRunner:
         self._bind(engine)
         return {
             "seconds": round(time.time() - begin, 1),
-            "workspace_mb": WORKSPACE_MIB,
-            "retries": 0,
+            "workspace_mb": self._workspace_mib,
+            "retries": 0 if reused else WORKSPACES_MIB.index(self._workspace_mib),
             "engine_bytes": len(data),
             "reused": reused,
         }
@@ -150,8 +153,22 @@ class TensorrtModuleRunner:
                 "TensorRT {} does not take the model: {}".format(trt.__version__, first[:300]),
                 "Export the bundle for this board's JetPack.",
             )
+        for mib in WORKSPACES_MIB:
+            plan = builder.build_serialized_network(
+                network, self._config(trt, builder, network, mib)
+            )
+            if plan is not None:
+                self._workspace_mib = mib
+                return bytes(plan)
+            self.teller.note("the build failed with {} MiB of workspace".format(mib))
+        raise Cannot(
+            "TensorRT could not build an engine from {}.".format(os.path.basename(self.onnx)),
+            "The board may have too little memory: add swap and stop the desktop.",
+        )
+
+    def _config(self, trt: Any, builder: Any, network: Any, mib: int) -> Any:
         config = builder.create_builder_config()
-        size = WORKSPACE_MIB << 20
+        size = mib << 20
         if hasattr(config, "set_memory_pool_limit"):
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
         else:
@@ -160,13 +177,7 @@ class TensorrtModuleRunner:
             if self.api.get(wanted) and hasattr(trt.BuilderFlag, flag):
                 config.set_flag(getattr(trt.BuilderFlag, flag))
         self._pin(trt, network, config)
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            raise Cannot(
-                "TensorRT could not build an engine from {}.".format(os.path.basename(self.onnx)),
-                "The board may have too little memory: add swap and stop the desktop.",
-            )
-        return bytes(plan)
+        return config
 
     def _pin(self, trt: Any, network: Any, config: Any) -> None:
         """Keep the layers in FP32 whose values overflow FP16 (a decomposed LayerNorm's)."""

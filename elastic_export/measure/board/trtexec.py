@@ -4,6 +4,7 @@ Formats: ``samples/common/sampleReporting.cpp`` in github.com/NVIDIA/TensorRT, r
 The arguments are not decided here: the bundle's ``device.json`` holds those of each release.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import shutil
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
-from elastic_export.measure.board.shell import Cannot, Teller, run
+from elastic_export.measure.board.shell import Cannot, Teller, run, write_json
 
 __all__ = ["TrtexecRunner", "parse_layers", "parse_sparsity", "parse_times", "release_for"]
 
@@ -19,9 +20,8 @@ WORKSPACES_MIB = (1024, 512, 256, 128)
 LEVELS = (2, 1)
 BUILD_SECONDS = 4 * 3600.0
 NO_MEMORY = re.compile(
-    r"out of memory|OutOfMemory|std::bad_alloc|Cannot allocate memory|insufficient memory|"
-    r"cudaErrorMemoryAllocation|could not find any implementation",
-    re.I,
+    r"^.*\[E\].*(?:out of memory|OutOfMemory|bad_alloc|Cannot allocate memory|MemoryAllocation)",
+    re.I | re.M,
 )
 NO_SPACE = re.compile(r"No space left on device", re.I)
 KILLED = (-9, 137)
@@ -89,8 +89,11 @@ class TrtexecRunner:
         self.release = release
         self.folder = folder
         self.teller = teller
-        self.engine = os.path.join(folder, "{}.trt{}.engine".format(digest[:16], version))
-        self.log = os.path.join(folder, "{}.build.log".format(digest[:16]))
+        # Equal models may be built differently: FP32 and FP16 of a weakly typed graph, for one.
+        how = hashlib.sha256(json.dumps(release["build"]).encode()).hexdigest()
+        name = "{}-{}.trt{}".format(digest[:16], how[:8], version)
+        self.engine = os.path.join(folder, name + ".engine")
+        self.log = os.path.join(folder, name + ".build.log")
 
     def prepare(self) -> Dict[str, Any]:
         """Build the engine, with less memory and less effort where the board has too little.
@@ -103,9 +106,9 @@ class TrtexecRunner:
         """
         os.makedirs(self.folder, exist_ok=True)
         told = self.engine + ".json"
-        if os.path.isfile(self.engine) and os.path.isfile(told):
-            with open(told) as file:
-                return dict(json.load(file), reused=True)
+        earlier = _told(told) if os.path.isfile(self.engine) else None
+        if earlier is not None:
+            return dict(earlier, reused=True)
         self._check_space()
         begin = time.time()
         for attempt, (mib, level) in enumerate(self._attempts()):
@@ -122,8 +125,7 @@ class TrtexecRunner:
                     "engine_bytes": os.path.getsize(self.engine),
                     "reused": False,
                 }
-                with open(told, "w") as file:
-                    json.dump(found, file)
+                write_json(told, found)
                 return found
             log = _read_log(self.log)
             if NO_SPACE.search(log):
@@ -326,6 +328,15 @@ def parse_layers(profile: List[Dict[str, Any]], info: Dict[str, Any]) -> Dict[st
         "int8_layers": int8,
         "layers": len(layers),
     }
+
+
+def _told(path: str) -> Optional[Dict[str, Any]]:
+    """Return what is known of an engine that was built before; None where that is damaged."""
+    try:
+        with open(path) as file:
+            return dict(json.load(file))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _load(path: str) -> Any:

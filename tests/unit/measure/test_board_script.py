@@ -8,73 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from elastic_export.measure.board.compose import SCRIPT
 from tests.board.bundles import RELEASES, make_bundle, network
-
-STAND_INS = Path(__file__).parents[2] / "board"
-
-
-class Board:
-    """A bundle, a private PATH with stand-ins, and the script."""
-
-    def __init__(self, tmp_path: Path, runtime: str = "onnxruntime", **graph: Any) -> None:
-        self.tmp = tmp_path
-        self.bundle = make_bundle(tmp_path / "bundle", runtime, **graph)
-        self.bin = tmp_path / "bin"
-        self.bin.mkdir()
-        self.out = tmp_path / "result.json"
-        self.environment = {
-            **os.environ,
-            "PATH": f"{self.bin}:/usr/bin:/bin",
-            "OMP_NUM_THREADS": "1",
-        }
-
-    def install(self, name: str, text: str) -> None:
-        path = self.bin / name
-        path.write_text(text)
-        path.chmod(0o755)
-
-    def install_trtexec(self, version: str, **more: str) -> None:
-        stand_in = STAND_INS / "trtexec_stand_in.py"
-        self.install("trtexec", f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n')
-        self.environment.update(STAND_IN_VERSION=version, **more)
-
-    def command(self, *arguments: str) -> list[str]:
-        return [
-            sys.executable,
-            str(self.bundle / SCRIPT),
-            "run",
-            "--out",
-            str(self.out),
-            "--seconds=0.2",
-            "--warmup-ms=10",
-            *arguments,
-        ]
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    @property
-    def result(self) -> dict[str, Any]:
-        return json.loads(self.out.read_text())
+from tests.board.machine import STAND_INS, Board, jetson
 
 
 def test_onnx_runtime_measures_for_real(tmp_path: Path) -> None:
@@ -219,6 +162,56 @@ def test_the_tensorrt_module_of_every_release(tmp_path: Path, cudart: Path, vers
     assert board.result["models"]["tiny/int8"]["built"]["reused"]
 
 
+def test_the_module_tries_with_less_memory(tmp_path: Path, cudart: Path) -> None:
+    board = Board(tmp_path, "tensorrt")
+    board.environment.update(
+        PYTHONPATH=str(STAND_INS / "tensorrt_stand_in"),
+        LD_LIBRARY_PATH=str(cudart),
+        STAND_IN_VERSION="10.3.0",
+        STAND_IN_MOST_MIB="300",
+    )
+    done = board.run("--no-clocks", "--precision=int8", "--rounds=1")
+    assert done.returncode == 0, done.stderr
+    built = board.result["models"]["tiny/int8"]["built"]
+    assert (built["workspace_mb"], built["retries"]) == (256, 2)
+
+
+def test_engines_of_equal_models_built_differently_are_two(tmp_path: Path) -> None:
+    """Weakly typed, FP32 and FP16 are one file and differ in what the builder may use."""
+    board = Board(tmp_path, "tensorrt", strong=False)
+    board.install_trtexec("8.5.2")
+    manifest = json.loads((board.bundle / "manifest.json").read_text())
+    manifest["models"]["int8"] = manifest["models"]["fp32"]
+    (board.bundle / "manifest.json").write_text(json.dumps(manifest))
+    engines = tmp_path / "engines"
+    board.run("--no-clocks", "--rounds=1", "--no-profile", "--engine-dir", str(engines))
+    assert len(list(engines.glob("*.engine"))) == 2
+
+
+def test_a_damaged_note_beside_an_engine_means_building_again(tmp_path: Path) -> None:
+    board = Board(tmp_path, "tensorrt")
+    board.install_trtexec("10.3.0")
+    arguments = ("--no-clocks", "--rounds=1", "--no-profile", "--precision=int8", "--fresh")
+    assert board.run(*arguments).returncode == 0
+    (note,) = tmp_path.glob("bundle.engine/*.engine.json")
+    note.write_text("")
+    assert board.run(*arguments).returncode == 0
+    assert not board.result["models"]["tiny/int8"]["built"]["reused"]
+
+
+def test_a_result_of_other_options_is_not_taken(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    assert board.run("--rounds=2").returncode == 0
+    before = board.result["models"]
+    done = board.run("--rounds=2", "--precision=fp32")
+    assert "measured before" in done.stderr
+    assert board.result["models"] == before  # what was not asked for stays as well
+    done = board.run("--rounds=3", "--precision=fp32")
+    assert "measured before" not in done.stderr
+    assert set(board.result["models"]) == {"tiny/fp32"}
+    assert len(board.result["models"]["tiny/fp32"]["samples_ms"]) == 3
+
+
 def test_layers_that_trtexec_cannot_pin_are_pinned_by_the_module(
     tmp_path: Path, cudart: Path
 ) -> None:
@@ -289,33 +282,6 @@ def test_neither_trtexec_nor_the_module(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-JETSON_CLOCKS = """#!/bin/sh
-echo "$@" >> "{log}"
-case "$1" in
-  --store) echo stored > "$2" ;;
-esac
-"""
-NVPMODEL = """#!/bin/sh
-echo "NV Power Mode: MODE_15W"
-echo 0
-"""
-TEGRASTATS = """#!/bin/sh
-while :; do
-  echo "RAM 2448/7620MB GR3D_FREQ 0% VDD_IN 5000mW/5000mW VDD_SOC 1387mW/1387mW"
-  sleep 0.05
-done
-"""
-
-
-def jetson(board: Board) -> Path:
-    log = board.tmp / "clocks.log"
-    board.install("jetson_clocks", JETSON_CLOCKS.format(log=log))
-    board.install("nvpmodel", NVPMODEL)
-    board.install("tegrastats", TEGRASTATS)
-    board.install("sudo", '#!/bin/sh\nshift\nexec "$@"\n')
-    return log
-
-
 def test_clocks_power_and_mode(tmp_path: Path) -> None:
     board = Board(tmp_path)
     log = jetson(board)
@@ -362,12 +328,22 @@ def test_a_change_of_mode_and_a_clock_that_drops_are_marked(tmp_path: Path) -> N
     assert "throttled" in flags
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupt_restores_the_clocks(tmp_path: Path, kind: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (signal.SIGINT, ()),
+        (signal.SIGTERM, ()),
+        (signal.SIGHUP, ()),
+        (signal.SIGTERM, ("--detached",)),
+    ],
+)
+def test_an_interrupt_restores_the_clocks(
+    tmp_path: Path, kind: signal.Signals, options: tuple[str, ...]
+) -> None:
     board = Board(tmp_path)
     log = jetson(board)
     process = subprocess.Popen(
-        board.command("--seconds=60", "--precision=fp32"),
+        board.command("--seconds=60", "--precision=fp32", *options),
         env=board.environment,
         stderr=subprocess.PIPE,
         text=True,

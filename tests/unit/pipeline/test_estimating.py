@@ -125,7 +125,7 @@ def test_foreign_results_are_refused(tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text(json.dumps(spoilt))
     with pytest.raises(UserError, match="No model of"):
         fit_board([tmp_path / "e.json"], [folder], TARGET)
-    spoilt["methodology"] = {"runtime": "onnxruntime"}
+    spoilt["models"]["net/fp32"]["runtime"] = "onnxruntime"
     (tmp_path / "e.json").write_text(json.dumps(spoilt))
     with pytest.raises(UserError, match="with ONNX Runtime"):
         fit_board([tmp_path / "e.json"], [folder], TARGET)
