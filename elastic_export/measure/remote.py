@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from elastic_export.errors import UserError
@@ -26,6 +27,9 @@ __all__ = ["Parcel", "VisitOptions", "probe", "visit"]
 
 HOME = ".elastic-export"
 POLL_SECONDS = 1.0
+
+# The number alone may be another process's after a restart of the board.
+_ALIVE = "pid=$(cat {run}/pid 2>/dev/null) && grep -aqs {run} /proc/$pid/cmdline"
 
 Told = Callable[[dict[str, Any]], None]
 
@@ -82,7 +86,11 @@ def probe(board: Board, *, python: str = "python3") -> dict[str, Any]:
 
 
 def visit(
-    board: Board, parcels: Sequence[Parcel], options: VisitOptions, told: Told
+    board: Board,
+    parcels: Sequence[Parcel],
+    options: VisitOptions,
+    told: Told,
+    stop: Event | None = None,
 ) -> dict[str, Any]:
     """Measure bundles on a board, all of them interleaved in one run.
 
@@ -91,6 +99,7 @@ def visit(
         parcels: What; their names must differ.
         options: How.
         told: Called with each event of the script (``phase``, ``progress``, ``note``).
+        stop: Set by another thread to end the run there, as an interrupt does.
 
     Returns:
         The script's result document.
@@ -106,12 +115,18 @@ def visit(
     if not _is_running(board, run):
         _start(board, run, script, places, options)
     try:
-        _follow(board, run, options.poll_seconds, told)
+        _follow(board, run, options.poll_seconds, told, stop or Event())
     except KeyboardInterrupt:
         with suppress(ConnectionLost):
-            board.once(f'kill -TERM "$(cat {run}/pid)" 2>/dev/null; true')
+            board.once(f"{_ALIVE.format(run=run)} && kill -TERM $pid; true")
         raise
-    return _result(board, run)
+    try:
+        return _result(board, run)
+    except UserError as error:
+        if "In the bundle" not in error.what:
+            raise
+        board.run(f"rm -rf {shlex.join(places)}")
+        raise UserError(error.what, "The same command sends it again.") from error
 
 
 def _send_script(board: Board) -> str:
@@ -186,19 +201,21 @@ def _start(
 
 
 def _is_running(board: Board, run: str) -> bool:
-    return board.run(f'test ! -f {run}/code && kill -0 "$(cat {run}/pid 2>/dev/null)"').code == 0
+    return board.run(f"test ! -f {run}/code && {_ALIVE.format(run=run)}").code == 0
 
 
-def _follow(board: Board, run: str, poll_seconds: float, told: Told) -> None:
+def _follow(board: Board, run: str, poll_seconds: float, told: Told, stop: Event) -> None:
     """Pass on what the script says until it ends."""
     seen = 0
     while True:
+        if stop.is_set():
+            raise KeyboardInterrupt
         # The code first: what is in the log after it is all there is. Plain characters only, so
         # that what is counted here is what lies there.
         look = board.run(
             f"cat {run}/code 2>/dev/null; echo; echo ----; "
             f"tail -c +{seen + 1} {run}/log | LC_ALL=C tr -c '\\11\\12\\40-\\176' '?'; "
-            f'echo; echo ----; kill -0 "$(cat {run}/pid)" 2>/dev/null && echo alive; true'
+            f"echo; echo ----; {_ALIVE.format(run=run)} && echo alive; true"
         )
         code, log, alive = [*look.out.split("\n----\n"), "", ""][:3]
         complete = log[: log.rfind("\n") + 1]

@@ -65,10 +65,13 @@ def bench_on(
         for name in destinations
     ]
 
+    stop = threading.Event()
+
     def one(board: Board) -> dict[str, Any]:
         with board:
             try:
-                result = visit(board, parcels, options, told.listener(board.destination))
+                listener = told.listener(board.destination)
+                result = visit(board, parcels, options, listener, stop)
             except ElasticExportError as error:
                 return {"error": {"what": error.what, "fix": error.fix}}
         notes = [*told.notes[board.destination], *_mismatches(bundles, result["board"])]
@@ -83,7 +86,11 @@ def bench_on(
             found = {boards[0].destination: one(boards[0])}
         else:
             with ThreadPoolExecutor(len(boards)) as pool:
-                found = dict(zip(destinations, pool.map(one, boards), strict=True))
+                try:
+                    found = dict(zip(destinations, pool.map(one, boards), strict=True))
+                except BaseException:
+                    stop.set()  # the other boards end their runs, and the pool waits for that
+                    raise
     finally:
         told.close()
     failed = [name for name, part in found.items() if "error" in part]

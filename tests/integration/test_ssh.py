@@ -171,6 +171,16 @@ def test_what_is_wrong_there_is_told(server: Server, parcels: list[Parcel]) -> N
             visit(board, parcels[:1], broken, lambda event: None)
 
 
+def test_a_bundle_damaged_there_is_sent_again(server: Server, parcels: list[Parcel]) -> None:
+    with connect(server) as board:
+        visit(board, parcels[:1], QUICK, lambda event: None)
+        (model,) = server.home.glob(".elastic-export/bundles/*/model.int8.onnx")
+        model.write_bytes(b"damaged")
+        with pytest.raises(UserError, match=r"was changed.* sends it again"):
+            visit(board, parcels[:1], QUICK, lambda event: None)
+        assert visit(board, parcels[:1], QUICK, lambda event: None)["complete"]
+
+
 def test_a_wrong_destination_is_refused() -> None:
     for text in ("", "-oProxyCommand=true", "user@host extra"):
         with pytest.raises(UserError, match="not a machine"):

@@ -68,22 +68,26 @@ class PinnedClocks:
             self.why_not = "jetson_clocks failed"
 
     def _pin_desktop(self, program: str) -> None:
-        asked = run([program, "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"])
+        asked = run(
+            [program, "-i", "0", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
+        )
         top = asked.out.strip().splitlines()[0].strip() if asked.ok and asked.out.strip() else ""
         if not top.isdigit():
             self.why_not = "nvidia-smi does not tell the highest clock"
             return
-        self._undo.append(_as_root([program, "-rgc"]))
-        self.pinned = run(_as_root([program, "-lgc", "{0},{0}".format(top)])).ok
+        self._undo.append(_as_root([program, "-i", "0", "-rgc"]))
+        self.pinned = run(_as_root([program, "-i", "0", "-lgc", "{0},{0}".format(top)])).ok
         if not self.pinned:
             self.why_not = "nvidia-smi may not lock the clock of this GPU"
 
     def _restore(self) -> None:
         while self._undo:
-            command = self._undo.pop()
+            command = self._undo[-1]
             if not run(command, timeout=60).ok:
                 self._teller.note("the clocks were not restored; run: " + " ".join(command))
                 return
+            # Only now: a second interrupt during the command leaves it to be done.
+            self._undo.pop()
         if self._store is not None and os.path.exists(self._store):
             run(_as_root(["rm", "-f", self._store]))
         self._store = None
