@@ -131,7 +131,11 @@ def test_nothing_is_timed_where_the_record_holds(by_hand) -> None:
     def never() -> dict[str, float]:
         raise AssertionError("layers were timed")
 
-    guard(by_hand, _Costs(a=0.2, b=0.3, c=0.4), baseline=90.0, max_drop=1.0, saved_ms=never)
+    report = guard(
+        by_hand, _Costs(a=0.2, b=0.3, c=0.4), baseline=90.0, max_drop=1.0, saved_ms=never
+    )
+    assert report.returned == ()
+    assert report.evaluations == 1
 
 
 def _many(count: int) -> QuantizationRecord:
