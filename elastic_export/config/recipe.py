@@ -10,6 +10,7 @@ from elastic_export.config.base import Schema
 from elastic_export.config.transform import Transform
 
 __all__ = [
+    "BoardConfig",
     "Budget",
     "DataConfig",
     "DescendConfig",
@@ -180,14 +181,39 @@ class QuantizeConfig(Schema):
     placement: Literal["policy", "measured"] = "policy"
 
 
+class BoardConfig(Schema):
+    """A board to measure on over ssh; a recipe may give ``board`` alone, as a text.
+
+    ``board`` is what ``ssh`` takes. ``seconds`` is the measured time of each model there, divided
+    into rounds. ``pin_clocks`` says whether the board's clocks may be held still meanwhile.
+    ``patience_s`` is how long a lost connection is tried again.
+    """
+
+    board: Annotated[str, Field(min_length=1)]
+    seconds: Annotated[float, Field(gt=0)] = 15.0
+    pin_clocks: bool = True
+    python: Annotated[str, Field(min_length=1)] = "python3"
+    ssh_config: str | None = None
+    patience_s: Annotated[float, Field(ge=0)] = 300.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, value: Any) -> Any:
+        return {"board": value} if isinstance(value, str) else value
+
+
 class MeasureConfig(Schema):
-    """How latency is measured on this machine."""
+    """How latency is measured: on this machine, and ``on`` boards, by target.
+
+    ``sample_ms`` and ``warmup_ms`` are those of this machine; a board's script has its own.
+    """
 
     batch_size: Positive = 1
     threads: Positive = 1
     min_samples: Positive = 10
     sample_ms: Annotated[float, Field(gt=0)] = 50.0
     warmup_ms: Annotated[float, Field(ge=0)] = 200.0
+    on: dict[str, BoardConfig] = Field(default_factory=dict)
 
 
 class Recipe(Schema):

@@ -12,7 +12,13 @@ __all__ = ["Accuracy", "BuildResult", "BundleResult", "Cost", "DescendantResult"
 
 
 class Latency(Schema):
-    """One settled (or inconclusive) measurement; times in milliseconds for one batch."""
+    """One settled (or inconclusive) measurement; times in milliseconds for one batch.
+
+    Attributes that only a board has: ``on`` (where it was measured; None is this machine),
+    ``compute_ms`` (median of the GPU's part), ``energy_mj`` (of one batch, net of idle where that
+    is known, as ``energy_is`` says), ``marks`` (what makes the figure doubtful, in the words of the
+    board's script). ``machine`` describes the machine or the board.
+    """
 
     runner: str
     precision: str
@@ -25,6 +31,12 @@ class Latency(Schema):
     samples: int
     runs: int
     settled: bool
+    unsettled_because: str = ""
+    on: str | None = None
+    compute_ms: float | None = None
+    energy_mj: float | None = None
+    energy_is: Literal["", "net of idle", "with idle"] = ""
+    marks: tuple[str, ...] = ()
     machine: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -60,8 +72,8 @@ class BundleResult(Schema):
     """One descendant on one target.
 
     ``files`` maps a precision to the file's path relative to the bundle folder; ``bytes`` to its
-    size. ``latency`` holds what was measured on this machine (only where the target is this
-    machine). ``hardware_macs`` is what this target executes. ``engines`` tells of each compiled
+    size. ``latency`` holds what was measured: on this machine where the target is this machine, on
+    a board where the recipe names one. ``hardware_macs`` is what this target executes. ``engines`` tells of each compiled
     engine, ``notes`` why something is absent.
     """
 

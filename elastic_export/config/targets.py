@@ -11,7 +11,7 @@ from elastic_export.config.target import Flavour, Precision, Software, Target
 from elastic_export.config.target_files import find_target
 from elastic_export.errors import UserError
 
-__all__ = ["ResolvedTarget", "check_target", "load_target"]
+__all__ = ["ResolvedTarget", "check_target", "load_target", "plain_mode"]
 
 _FORM = "NAME@SOFTWARE:MODE, for example orin-nano-8gb@jp6.2:15W"
 # Graphs are lowered to 13 at the least; FP16 scales are valid ONNX from 19 on, and the integer
@@ -139,8 +139,8 @@ def _software(target: Target, name: str) -> Software:
 def _mode(found: ResolvedTarget, asked: str) -> str:
     """Return the mode by its own name; case and nvpmodel's ``MODE_`` in front do not matter."""
     target = found.target
-    known = {_plain(mode): mode for mode in target.power_modes}
-    mode = known.get(_plain(asked))
+    known = {plain_mode(mode): mode for mode in target.power_modes}
+    mode = known.get(plain_mode(asked))
     if mode is None:
         modes = " or ".join(found.power_modes)
         raise UserError(
@@ -160,7 +160,8 @@ def _mode(found: ResolvedTarget, asked: str) -> str:
     return mode
 
 
-def _plain(mode: str) -> str:
+def plain_mode(mode: str) -> str:
+    """Write a power mode as it is compared: case and nvpmodel's ``MODE_`` do not matter."""
     return mode.upper().removeprefix("MODE_")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from elastic_export.config.target import Software, Target
 from elastic_export.config.target_files import all_targets, find_target
+from elastic_export.config.targets import plain_mode
+from elastic_export.measure.board_match import Wanted, fits_release
 
 __all__ = ["Proposal", "propose"]
 
@@ -56,7 +58,9 @@ def propose(board: dict[str, Any]) -> Proposal:
         return Proposal(None, (note,), _extended(board, target))
     notes = []
     version = board.get("tensorrt")
-    if version and not _within(version, software.runtime_version) and target.kind == "jetson":
+    # JetPack decided; the release that it brought may have been replaced.
+    told = Wanted("", software.runtime, software.runtime_version)
+    if target.kind == "jetson" and fits_release(board, told) is False:
         notes.append(
             f"The profile gives TensorRT {software.runtime_version} for {software.name}, and the "
             f"board has {version}."
@@ -112,33 +116,17 @@ def _words(text: str) -> list[str]:
 
 
 def _software(board: dict[str, Any], target: Target) -> Software | None:
-    jetpack, version = board.get("jetpack"), board.get("tensorrt")
-    if target.kind == "jetson":
-        fitting = [
-            entry
-            for entry in target.software
-            if jetpack and f"jp{jetpack}.".startswith(f"{entry.name}.")
-        ]
-    else:
-        fitting = [
-            entry
-            for entry in target.software
-            if version and entry.runtime == "tensorrt" and _within(version, entry.runtime_version)
-        ]
+    fitting = [
+        entry
+        for entry in target.software
+        if fits_release(board, Wanted(entry.name, entry.runtime, entry.runtime_version))
+    ]
     return max(fitting, key=lambda entry: len(entry.name)) if fitting else None
 
 
-def _within(version: str, release: str) -> bool:
-    """Whether ``10.3.0.30`` belongs to the release ``10.3``."""
-    return f"{version}.".startswith(f"{release}.")
-
-
 def _mode(board: dict[str, Any], target: Target) -> str | None:
-    said = str(board.get("power_mode") or "").upper().removeprefix("MODE_")
-    for mode in target.power_modes:
-        if mode.upper().removeprefix("MODE_") == said:
-            return mode
-    return None
+    said = plain_mode(str(board.get("power_mode") or ""))
+    return next((mode for mode in target.power_modes if plain_mode(mode) == said), None)
 
 
 def _extended(board: dict[str, Any], target: Target) -> dict[str, Any]:

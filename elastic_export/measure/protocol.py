@@ -69,6 +69,7 @@ class Timing:
             samples=self.samples,
             runs=self.runs,
             settled=self.settled,
+            unsettled_because=self.unsettled_because,
             machine=machine,
         )
 

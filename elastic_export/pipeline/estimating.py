@@ -14,6 +14,7 @@ from elastic_export.config.targets import ResolvedTarget, load_target
 from elastic_export.engine.bundle import Bundle, load_bundle
 from elastic_export.errors import UserError
 from elastic_export.export.fused_layers import fused_layers, quantized_nodes
+from elastic_export.measure.board_match import Wanted, mismatches
 from elastic_export.measure.device_fit import (
     DeviceFit,
     Measurement,
@@ -183,19 +184,12 @@ def _documents(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _same_board(document: Mapping[str, Any], resolved: ResolvedTarget, path: Path) -> None:
     """Refuse figures of another power mode, release or runtime: they would be kept wrongly."""
-    board = document["board"]
-    mode, jetpack = board.get("power_mode"), board.get("jetpack")
-    software = resolved.software.name
-    wrong = ""
-    if mode and resolved.power_mode:
-        plain = [str(m).upper().removeprefix("MODE_") for m in (mode, resolved.power_mode)]
-        wrong = f"in power mode {mode}" if plain[0] != plain[1] else ""
-    if jetpack and software.startswith("jp") and not f"jp{jetpack}".startswith(software):
-        wrong = f"with JetPack {jetpack}"
+    wrong = mismatches(document["board"], Wanted.of_target(resolved))
     if any(model.get("runtime") == "onnxruntime" for model in document["models"].values()):
-        wrong = "with ONNX Runtime"
+        wrong.append("ONNX Runtime")
     if wrong:
         raise UserError(
-            f"{path} was measured {wrong}, and {resolved.identity} is another target.",
+            f"{path} was measured with {' and '.join(wrong)}, and {resolved.identity} is another "
+            "target.",
             "Name the target that was measured, as NAME@SOFTWARE:MODE.",
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from elastic_export.engine.bundle import Bundle, load_bundle
 from elastic_export.errors import ElasticExportError, UserError
+from elastic_export.measure.board_match import Wanted, mismatches
 from elastic_export.measure.compare import choose
 from elastic_export.measure.protocol import Timing
 from elastic_export.measure.remote import Parcel, VisitOptions, probe, visit
@@ -141,16 +142,16 @@ def _timing(model: dict[str, Any]) -> Timing:
 def _mismatches(bundles: Sequence[Bundle], board: dict[str, Any]) -> list[str]:
     """Say where a board is not the target a bundle was made for."""
     notes = []
-    for target in dict.fromkeys(bundle.manifest.target for bundle in bundles):
-        _, _, rest = target.partition("@")
-        software, _, mode = rest.partition(":")
-        jetpack = board.get("jetpack")
-        if software.startswith("jp") and jetpack and not f"jp{jetpack}".startswith(software):
-            notes.append(f"The bundle is for {target}, and the board has JetPack {jetpack}.")
-        now = board.get("power_mode")
-        if mode and now and now.upper() != mode.upper():
-            notes.append(f"The bundle is for {target}, and the board is in power mode {now}.")
-    return notes
+    for bundle in bundles:
+        manifest = bundle.manifest
+        wanted = Wanted.of_identity(
+            manifest.target, manifest.runtime.name, manifest.runtime.version
+        )
+        notes += [
+            f"The bundle is for {manifest.target}, and the board has {other}."
+            for other in mismatches(board, wanted)
+        ]
+    return list(dict.fromkeys(notes))
 
 
 class _Told:

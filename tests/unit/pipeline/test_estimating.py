@@ -114,7 +114,7 @@ def test_what_bench_printed_is_read_too(tmp_path: Path) -> None:
 
 def test_foreign_results_are_refused(tmp_path: Path) -> None:
     folder, other = bundle(tmp_path / "net", 64), bundle(tmp_path / "other", 32)
-    with pytest.raises(UserError, match="in power mode 25W"):
+    with pytest.raises(UserError, match="with power mode 25W"):
         fit_board([result(tmp_path / "a.json", [folder], 1, power_mode="25W")], [folder], TARGET)
     with pytest.raises(UserError, match=r"with JetPack 5\.1"):
         fit_board([result(tmp_path / "b.json", [folder], 1, jetpack="5.1")], [folder], TARGET)
