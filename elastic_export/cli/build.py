@@ -20,6 +20,8 @@ from elastic_export.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from elastic_export.cli.output import Output
+    from elastic_export.errors import ElasticExportError
     from elastic_export.pipeline.flow import PlanRow
 
 __all__ = ["build"]
@@ -90,6 +92,7 @@ def build(
             "stages": [row.to_dict() for row in built.rows],
             "files": {name: str(path) for name, path in built.files.items()},
             "result": built.result.model_dump(mode="json") if built.result else None,
+            "failures": [{"what": each.what, "fix": each.fix} for each in built.failures],
         }
         if built.result is None:
             done = [row for row in built.rows if row.cached is not None]
@@ -100,6 +103,15 @@ def build(
 
         output.result(data, render(built.result, output.width), short=str(out / "report.html"))
         output.note(f"Report: {out / 'report.html'}")
+        _tell_failures(built.failures, output)
+
+
+def _tell_failures(failures: list[ElasticExportError], output: Output) -> None:
+    """Say what went wrong on boards, after the report of all the rest; the worst code counts."""
+    for failure in failures if not output.as_json else ():  # the document holds them
+        output.error("board", failure.what, failure.fix, failure.exit_code)
+    if failures:
+        raise typer.Exit(max(failure.exit_code for failure in failures))
 
 
 def _stages(rows: list[PlanRow]) -> Table:

@@ -73,8 +73,8 @@ class BundleResult(Schema):
 
     ``files`` maps a precision to the file's path relative to the bundle folder; ``bytes`` to its
     size. ``latency`` holds what was measured: on this machine where the target is this machine, on
-    a board where the recipe names one. ``hardware_macs`` is what this target executes. ``engines`` tells of each compiled
-    engine, ``notes`` why something is absent.
+    a board where the recipe names one. ``hardware_macs`` is what this target executes. ``engines``
+    tells of each compiled engine, ``notes`` why something is absent.
     """
 
     target: str

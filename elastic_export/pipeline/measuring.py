@@ -169,7 +169,7 @@ def measure(
         return {"candidates": len(candidates)}
 
     config = {
-        "measure": settings,
+        "measure": settings.model_dump(exclude={"on"}),
         "machine": machine,
         "files": dict(files),
         "data": shop.data_digests["test"],

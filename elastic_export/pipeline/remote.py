@@ -19,6 +19,9 @@ from elastic_export.progress import Progress, no_progress
 
 __all__ = ["bench_on", "probe_board"]
 
+_NEVER_CHOSEN = {"wrong_logits", "other_runtime"}
+"""Marks of a figure that says nothing for deployment."""
+
 
 def probe_board(
     destination: str, *, ssh_config: Path | None = None, python: str = "python3"
@@ -114,7 +117,9 @@ def _choices(result: dict[str, Any], names: list[str]) -> dict[str, dict[str, st
         timings = {
             key.rpartition("/")[2]: _timing(model)
             for key, model in result["models"].items()
-            if key.rpartition("/")[0] == name and model.get("samples_ms")
+            if key.rpartition("/")[0] == name
+            and model.get("samples_ms")
+            and not _NEVER_CHOSEN & set(model["flags"])
         }
         baseline = next((p for p in ("fp16", "fp32") if p in timings), None)
         # INT8 competes with FP16, which a GPU runs at no cost in accuracy.

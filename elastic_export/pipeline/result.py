@@ -19,7 +19,11 @@ from elastic_export.pipeline.exporting import CHECKS, DENSE, LEAN, File, files_f
 from elastic_export.pipeline.measuring import accuracies, latencies, samples
 from elastic_export.pipeline.workshop import Workshop
 
-__all__ = ["Made", "descendant_result", "target_notes"]
+__all__ = ["NOT_BUILT", "Made", "bundle_name", "descendant_result", "target_notes"]
+
+NOT_BUILT = (
+    "No engine was built: run on_device.py, or a build_engine script, of the bundle on the device."
+)
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,27 @@ class Made:
     engines: dict[str, Artifact]
 
 
+def bundle_name(shop: Workshop, descendant: str) -> str:
+    """What the bundles of a descendant are called, also in a board's results."""
+    return f"{shop.recipe.name} {descendant}"
+
+
 def descendant_result(
     shop: Workshop,
     made: Made,
     targets: list[ResolvedTarget],
-    measured: Artifact | None,
+    measured: dict[str, Artifact],
     out: Path,
 ) -> DescendantResult:
-    """Write one descendant's bundles below ``out`` and tell everything about it."""
+    """Write one descendant's bundles below ``out`` and tell everything about it.
+
+    Args:
+        shop: The recipe and what is loaded.
+        made: The descendant's artifacts.
+        targets: One bundle is written for each.
+        measured: What was measured on this machine, by the identity of the target that it is.
+        out: Where bundles go, as ``bundles/NAME/TARGET``.
+    """
     one = shop.descendant(made.sparse)
     cost = Cost.model_validate(made.exported.summary["cost"])
     found = accuracies(shop, made.evaluated)
@@ -57,7 +74,10 @@ def descendant_result(
         accuracy={station: found[file.name] for station, file in stations.items()},
         search_accuracy=made.named.search_accuracy,
         quantization=made.quantized.summary if made.quantized is not None else {},
-        bundles=tuple(_bundle(shop, made, one, target, cost, measured, out) for target in targets),
+        bundles=tuple(
+            _bundle(shop, made, one, target, cost, measured.get(target.identity), out)
+            for target in targets
+        ),
     )
 
 
@@ -79,12 +99,7 @@ def target_notes(
             f"The engines are for TensorRT-RTX {tensorrt_rtx.available()}, not for TensorRT. Its "
             "builder accepted them; they were not run, so their kernels are not known."
         ]
-    if runtime == "tensorrt":
-        return [
-            "No engine was built: run on_device.py, or a build_engine script, of the bundle on the "
-            "device."
-        ]
-    return []
+    return [NOT_BUILT] if runtime == "tensorrt" else []
 
 
 def _for_target(checks: dict[str, Any], target: ResolvedTarget) -> dict[str, Any]:
@@ -117,7 +132,7 @@ def _bundle(
     )
     speed: dict[str, Latency] = {}
     chosen, because = None, "The device was not measured."
-    if host and measured is not None:
+    if measured is not None:
         speed, chosen, because = latencies(measured, made.named.name)
     notes = target_notes(target, reports, files)
     if built is None and made.sparse is not made.dense and "int8" not in files and host:
@@ -125,7 +140,7 @@ def _bundle(
     folder = Path("bundles") / made.named.name / target.identity.replace(":", "-")
     models = bundle(
         out / folder,
-        f"{shop.recipe.name} {made.named.name}",
+        bundle_name(shop, made.named.name),
         one,
         target,
         shop.data_of(one.genes).transform,

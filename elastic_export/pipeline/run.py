@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,7 +20,15 @@ from elastic_export.config.result import BuildResult
 from elastic_export.config.targets import ResolvedTarget, check_target, load_target
 from elastic_export.engine.bundle import MANIFEST
 from elastic_export.engine.trtexec import timing_arguments
+from elastic_export.errors import ElasticExportError
 from elastic_export.measure.machine import describe_machine
+from elastic_export.pipeline.boards import (
+    Visit,
+    ask_boards,
+    measure_on_boards,
+    plan_visits,
+    visits_of,
+)
 from elastic_export.pipeline.descend import Named, descend, make_supernet, wanted_specs
 from elastic_export.pipeline.exporting import (
     DENSE,
@@ -48,11 +57,13 @@ class Built:
         rows: The stages, in order, with what was cached.
         result: Everything measured; None where ``only`` stopped the run early.
         files: The report's files by kind.
+        failures: What went wrong on boards; the report holds all the rest.
     """
 
     rows: list[PlanRow]
     result: BuildResult | None = None
     files: dict[str, Path] = field(default_factory=dict)
+    failures: list[ElasticExportError] = field(default_factory=list)
 
 
 def build(
@@ -82,14 +93,20 @@ def build(
     flow = Flow(store, fresh=fresh, only=only)
     shop = Workshop(recipe, progress)
     targets = _targets(recipe)
+    visits = visits_of(recipe, targets)
     with explained(out):
         # A folder that cannot be written is told now, not after the work.
         out.mkdir(parents=True, exist_ok=True)
-    supernet, made, measured = _run(flow, shop, targets)
-    if supernet is None or made is None:
+    if visits and only in (None, "measure"):
+        planned = [] if fresh else _planned(store, shop, targets, visits)
+        ask_boards(visits, planned, shop)
+    run = _run(flow, shop, targets, visits)
+    if run.supernet is None or not run.complete:
         return Built(flow.rows)
-    descendants = tuple(descendant_result(shop, one, targets, measured, out) for one in made)
+    supernet = run.supernet
+    descendants = [descendant_result(shop, one, targets, run.measured, out) for one in run.made]
     _remove_stale(out, {bundle.folder for one in descendants for bundle in one.bundles})
+    descendants, failures = measure_on_boards(flow, shop, visits, run.inputs, descendants, out)
     result = BuildResult(
         name=recipe.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -98,11 +115,11 @@ def build(
         versions=provenance.versions(),
         dataset=_describe_data(shop),
         supernet=shop.supernet(supernet).describe() | {"how": _thinned(supernet.summary)},
-        descendants=descendants,
+        descendants=tuple(descendants),
         stages=tuple(row.to_dict() for row in flow.rows),
         wall_seconds=round(time.perf_counter() - began, 2),
     )
-    return Built(flow.rows, result, write_report(result, out))
+    return Built(flow.rows, result, write_report(result, out), failures)
 
 
 def plan(recipe: Recipe, store: Store) -> list[PlanRow]:
@@ -111,8 +128,15 @@ def plan(recipe: Recipe, store: Store) -> list[PlanRow]:
     Raises:
         UserError: The recipe asks for what cannot be done.
     """
+    targets = _targets(recipe)
+    return _planned(store, Workshop(recipe, no_progress), targets, visits_of(recipe, targets))
+
+
+def _planned(
+    store: Store, shop: Workshop, targets: list[ResolvedTarget], visits: Sequence[Visit]
+) -> list[PlanRow]:
     flow = Flow(store, dry=True)
-    _run(flow, Workshop(recipe, no_progress), _targets(recipe))
+    plan_visits(flow, shop, visits, _run(flow, shop, targets, visits).inputs)
     return flow.rows
 
 
@@ -129,25 +153,63 @@ def _targets(recipe: Recipe) -> list[ResolvedTarget]:
     return targets
 
 
+@dataclass(frozen=True)
+class _Run:
+    """All that the stages made, but for the boards.
+
+    Attributes:
+        supernet: None where it was not made.
+        parts: Each descendant's artifacts by what they are; None where one was not made.
+        measured: What was measured on this machine, by the identity of the target that it is.
+        complete: Nothing is missing.
+    """
+
+    supernet: Artifact | None
+    parts: dict[Named, dict[str, Any]]
+    measured: dict[str, Artifact]
+    complete: bool
+
+    @property
+    def made(self) -> list[Made]:
+        """The artifacts of all descendants, of a complete run."""
+        return [Made(named=named, **parts) for named, parts in self.parts.items()]
+
+    def inputs(self, target: ResolvedTarget) -> list[Artifact | None]:
+        """All that a target's bundles are made of."""
+        return [
+            artifact
+            for parts in self.parts.values()
+            for artifact in (
+                parts["exported"],
+                parts["evaluated"],
+                *(engine for name, engine in parts["engines"].items() if name == target.identity),
+            )
+        ]
+
+
 def _run(
-    flow: Flow, shop: Workshop, targets: list[ResolvedTarget]
-) -> tuple[Artifact | None, list[Made] | None, Artifact | None]:
-    """All stages in order; the list is None where a stage was not made."""
+    flow: Flow, shop: Workshop, targets: list[ResolvedTarget], visits: Sequence[Visit]
+) -> _Run:
+    """All stages in order, but for the boards."""
     supernet = make_supernet(flow, shop)
-    made: list[Made] = []
-    exports: dict[Named, Artifact | None] = {}
-    for named in wanted_specs(flow, shop, supernet):
-        one = _descendant(flow, shop, targets, supernet, named)
-        exports[named] = one["exported"]
-        if all(one[part] is not None for part in ("dense", "sparse", "exported", "evaluated")):
-            made.append(Made(named=named, **one))
-    host = next((target for target in targets if target.target.kind == "host"), None)
+    parts = {
+        named: _descendant(flow, shop, targets, supernet, named)
+        for named in wanted_specs(flow, shop, supernet)
+    }
+    away = {visit.target.identity for visit in visits}
+    host = next((t for t in targets if t.target.kind == "host" and t.identity not in away), None)
     measured = None
     if host is not None:
         files = {precision: file.name for precision, file in files_for(shop, host).items()}
+        exports = {named: each["exported"] for named, each in parts.items()}
         measured = measure(flow, shop, exports, files)
-    complete = len(made) == len(exports) and (host is None or measured is not None)
-    return supernet, made if complete else None, measured
+    complete = (host is None or measured is not None) and all(
+        each[name] is not None
+        for each in parts.values()
+        for name in ("dense", "sparse", "exported", "evaluated")
+    )
+    here = {} if host is None or measured is None else {host.identity: measured}
+    return _Run(supernet, parts, here, complete)
 
 
 def _descendant(

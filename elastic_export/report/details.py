@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elastic_export.config.result import Accuracy, BuildResult, BundleResult
-from elastic_export.report.frames import targets
-from elastic_export.report.units import MISSING, percent, seconds, size
+from elastic_export.report.frames import LatencyRow, latency_rows, targets, where_measured
+from elastic_export.report.units import MISSING, count, milliseconds, percent, seconds, size
 
 __all__ = ["Grid", "TargetDetails", "cell", "describe_targets", "flat"]
 
@@ -29,9 +29,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class TargetDetails:
-    """One target over all descendants; ``notes`` hold for all of them unless they name one."""
+    """One target over all descendants; ``notes`` hold for all of them unless they name one.
+
+    ``board`` is where it was measured, empty for this machine or nowhere; ``latencies`` are those
+    of a board, because the final table shows the others.
+    """
 
     name: str
+    board: str
+    latencies: Grid
     bundles: Grid
     engines: Grid
     checks: Grid
@@ -48,7 +54,18 @@ def describe_targets(result: BuildResult) -> list[TargetDetails]:
             for bundle in descendant.bundles
             if bundle.target == target
         ]
-        found.append(TargetDetails(target, _bundles(own), _engines(own), _checks(own), _notes(own)))
+        board = where_measured(result, target)
+        found.append(
+            TargetDetails(
+                name=target,
+                board=board,
+                latencies=_latencies(latency_rows(result, target)) if board else Grid(),
+                bundles=_bundles(own),
+                engines=_engines(own),
+                checks=_checks(own),
+                notes=_notes(own),
+            )
+        )
     return found
 
 
@@ -82,6 +99,45 @@ def cell(value: Any, key: str = "") -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(cell(item) for item in value)
     return str(value)
+
+
+def _latencies(lines: Sequence[LatencyRow]) -> Grid:
+    header = (
+        "Descendant",
+        "Precision",
+        "Top-1 %",
+        "MACs, hardware",
+        "Median, ms",
+        "p90, ms",
+        "p99, ms",
+        "GPU, ms",
+        "Energy, mJ",
+        "2:4 layers picked",
+        "Settled",
+        "Marks",
+        "Chosen",
+    )
+    rows = [
+        (
+            line.descendant,
+            line.precision,
+            percent(line.top1),
+            count(line.hardware_macs),
+            milliseconds(line.median_ms),
+            milliseconds(line.p90_ms),
+            milliseconds(line.p99_ms),
+            milliseconds(line.compute_ms),
+            MISSING if line.energy_mj is None else f"{line.energy_mj:.3g} {line.energy_is}",
+            MISSING
+            if line.sparse_picked is None
+            else f"{line.sparse_picked} of {line.sparse_eligible} eligible",
+            line.status if not line.why else f"{line.status}: {line.why}",
+            line.marks or MISSING,
+            "yes" if line.chosen else MISSING,
+        )
+        for line in lines
+    ]
+    return _without_empty_columns(header, rows)
 
 
 def _bundles(own: Sequence[tuple[str, BundleResult]]) -> Grid:

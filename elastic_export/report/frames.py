@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 
 from elastic_export.config.result import (
@@ -13,7 +13,18 @@ from elastic_export.config.result import (
     Latency,
 )
 
-__all__ = ["Row", "accuracy_sources", "final_rows", "measured_target", "rows", "targets"]
+__all__ = [
+    "LatencyRow",
+    "Row",
+    "accuracy_sources",
+    "final_rows",
+    "latency_rows",
+    "measured_target",
+    "measured_targets",
+    "rows",
+    "targets",
+    "where_measured",
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,46 @@ class Row:
     status: str
 
 
+@dataclass(frozen=True)
+class LatencyRow:
+    """One measurement, flat: the columns of ``latencies.csv`` in their order.
+
+    ``on`` is the board, empty for this machine; ``compute_ms`` the median of the GPU's part;
+    ``energy_mj`` that of one batch, by ``energy_is``; ``sparse_eligible`` and ``sparse_picked``
+    count layers by the builder's log; ``chosen`` tells whether it is the precision to deploy.
+    """
+
+    target: str
+    on: str
+    descendant: str
+    precision: str
+    top1: float | None
+    how: str
+    macs: int
+    hardware_macs: int
+    median_ms: float
+    p90_ms: float
+    p99_ms: float
+    cov: float
+    compute_ms: float | None
+    energy_mj: float | None
+    energy_is: str
+    samples: int
+    runs: int
+    batch_size: int
+    threads: int
+    runner: str
+    layers: int | None
+    int8_layers: int | None
+    fused_attention: int | None
+    sparse_eligible: int | None
+    sparse_picked: int | None
+    status: str
+    why: str
+    marks: str
+    chosen: bool
+
+
 def rows(result: BuildResult) -> list[Row]:
     """Give one row per descendant and target, in the order of the result.
 
@@ -81,13 +132,34 @@ def targets(result: BuildResult) -> list[str]:
     return list(dict.fromkeys(seen))
 
 
+def latency_rows(result: BuildResult, target: str | None = None) -> list[LatencyRow]:
+    """Give one row per measurement, of one target or of all, in the order of the result."""
+    return [
+        _latency_row(descendant, bundle, precision, latency)
+        for descendant in result.descendants
+        for bundle in descendant.bundles
+        if target in (None, bundle.target)
+        for precision, latency in bundle.latency.items()
+    ]
+
+
+def measured_targets(result: BuildResult) -> list[str]:
+    """List the targets whose latency was measured, what was measured on this machine first."""
+    here: dict[str, None] = {}
+    away: dict[str, None] = {}
+    for row in latency_rows(result):
+        (away if row.on else here)[row.target] = None
+    return [*here, *away]
+
+
 def measured_target(result: BuildResult) -> str | None:
-    """Name the target whose latency was measured, or ``None`` where none was."""
-    for descendant in result.descendants:
-        for bundle in descendant.bundles:
-            if bundle.latency:
-                return bundle.target
-    return None
+    """Name the target that the final table is about: measured here, else on a board, or None."""
+    return next(iter(measured_targets(result)), None)
+
+
+def where_measured(result: BuildResult, target: str) -> str:
+    """Name the board that a target was measured on; empty where it was this machine or none."""
+    return next((row.on for row in latency_rows(result, target)), "")
 
 
 def accuracy_sources(result: BuildResult) -> dict[str, list[str]]:
@@ -150,6 +222,48 @@ def _row(descendant: DescendantResult, bundle: BundleResult | None) -> Row:
         chosen_because=bundle.chosen_because if bundle else "",
         status=_status(latency.values()),
     )
+
+
+def _latency_row(
+    descendant: DescendantResult, bundle: BundleResult, precision: str, latency: Latency
+) -> LatencyRow:
+    accuracy = bundle.accuracy.get(precision)
+    engine = bundle.engines.get(precision, {})
+    return LatencyRow(
+        target=bundle.target,
+        on=latency.on or "",
+        descendant=descendant.name,
+        precision=precision,
+        top1=_top1(accuracy),
+        how=accuracy.how if accuracy else "",
+        macs=descendant.cost.macs,
+        hardware_macs=_hardware_macs(descendant, bundle),
+        median_ms=latency.median_ms,
+        p90_ms=latency.p90_ms,
+        p99_ms=latency.p99_ms,
+        cov=latency.cov,
+        compute_ms=latency.compute_ms,
+        energy_mj=latency.energy_mj,
+        energy_is=latency.energy_is,
+        samples=latency.samples,
+        runs=latency.runs,
+        batch_size=latency.batch_size,
+        threads=latency.threads,
+        runner=latency.runner,
+        layers=engine.get("layers"),
+        int8_layers=engine.get("int8_layers"),
+        fused_attention=engine.get("fused_attention"),
+        sparse_eligible=_count(engine.get("eligible_sparse")),
+        sparse_picked=_count(engine.get("picked_sparse")),
+        status=latency.status,
+        why=latency.unsettled_because,
+        marks=" ".join(latency.marks),
+        chosen=bundle.chosen == precision,
+    )
+
+
+def _count(names: Sized | None) -> int | None:
+    return None if names is None else len(names)
 
 
 def _top1(accuracy: Accuracy | None) -> float | None:

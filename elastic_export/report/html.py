@@ -10,10 +10,16 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from elastic_export.config.result import BuildResult
+from elastic_export.config.result import BuildResult, Latency
 from elastic_export.report import units
 from elastic_export.report.details import cell, describe_targets, flat
-from elastic_export.report.frames import Row, accuracy_sources, final_rows, measured_target
+from elastic_export.report.frames import (
+    Row,
+    accuracy_sources,
+    final_rows,
+    measured_target,
+    measured_targets,
+)
 from elastic_export.report.quantization import (
     describe_quantization,
     placement_races,
@@ -59,6 +65,7 @@ def to_html(result: BuildResult, plots: Sequence[tuple[Plot, str]]) -> str:
         table=table,
         columns=_columns(table),
         measured_on=measured_target(result),
+        measured=measured_targets(result),
         plots=[
             (plot, Markup(inline(svg, plot.name, f"{plot.title}. {plot.caption}")))
             for plot, svg in plots
@@ -73,6 +80,7 @@ def to_html(result: BuildResult, plots: Sequence[tuple[Plot, str]]) -> str:
         protocol=_protocol(result),
         tables={
             "Machine": _pairs(result.machine),
+            **{f"Board {name}": _pairs(board) for name, board in _boards(result).items()},
             "Versions": _pairs(result.versions),
             "Data": _pairs(result.dataset),
             "Supernet": _pairs(result.supernet),
@@ -118,19 +126,38 @@ def _images(result: BuildResult) -> str:
     return " or ".join(f"{images} {split} images" for images, split in sorted(counts))
 
 
-def _protocol(result: BuildResult) -> dict[str, Any]:
-    latencies = [
+def _latencies(result: BuildResult) -> list[Latency]:
+    return [
         latency
         for descendant in result.descendants
         for bundle in descendant.bundles
         for latency in bundle.latency.values()
     ]
+
+
+def _boards(result: BuildResult) -> dict[str, dict[str, Any]]:
+    """What each board is, by its name."""
+    return {each.on: each.machine for each in _latencies(result) if each.on is not None}
+
+
+def _protocol(result: BuildResult) -> dict[str, Any]:
+    """How latency was measured: on this machine, and on boards."""
+    every = _latencies(result)
+    here = [latency for latency in every if latency.on is None]
+    away = [latency for latency in every if latency.on is not None]
+    settings = {**(result.recipe.get("measure") or {})}
+    settings.pop("on", None)
     return {
-        "measured": len(latencies),
-        "settled": sum(latency.settled for latency in latencies),
-        "runners": sorted({latency.runner for latency in latencies}),
-        "samples": sorted({latency.samples for latency in latencies}),
-        "recipe": flat(result.recipe.get("measure") or {}),
+        "measured": len(here),
+        "settled": sum(latency.settled for latency in here),
+        "runners": sorted({latency.runner for latency in here}),
+        "samples": sorted({latency.samples for latency in here}),
+        "recipe": flat(settings),
+        "boards": sorted({str(latency.on) for latency in away}),
+        "board_runners": sorted({latency.runner for latency in away}),
+        "board_measured": len(away),
+        "board_settled": sum(latency.settled for latency in away),
+        "energy": any(latency.energy_mj is not None for latency in away),
     }
 
 

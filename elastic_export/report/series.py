@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from elastic_export.config.result import BuildResult, BundleResult, DescendantResult
-from elastic_export.report.frames import measured_target
+from elastic_export.report.frames import measured_target, measured_targets, where_measured
 from elastic_export.report.pareto import front
 
 __all__ = ["Plot", "Point", "accuracy_latency", "accuracy_macs", "latency_macs", "rank_correlation"]
@@ -66,29 +67,29 @@ def accuracy_macs(result: BuildResult) -> Plot:
     )
 
 
-def accuracy_latency(result: BuildResult) -> Plot:
-    """Accuracy over the median latency measured on this machine."""
+def accuracy_latency(result: BuildResult, target: str | None = None) -> Plot:
+    """Accuracy over the median latency of a target: that of the final table unless given."""
     points = _marked(
         [
             Point(descendant.name, precision, latency.median_ms, top1, not latency.settled)
-            for descendant, bundle in _measured(result)
+            for descendant, bundle in _measured(result, target)
             for precision, latency in bundle.latency.items()
             if (top1 := _top1(descendant, bundle, precision)) is not None
         ]
     )
     return Plot(
-        name="accuracy-latency",
-        title="Accuracy over latency",
-        caption="Median latency on this machine. A hollow marker is an inconclusive measurement; "
-        "a thin line joins the precisions of one descendant.",
-        x_label=_latency_label(result),
+        name=f"accuracy-latency{_suffix(result, target)}",
+        title=f"Accuracy over latency{_on(result, target)}",
+        caption=f"Median latency {_where(result, target)}. A hollow marker is an inconclusive "
+        "measurement; a thin line joins the precisions of one descendant.",
+        x_label=_latency_label(result, target),
         y_label=_accuracy_label(result),
         points=tuple(points),
         front=tuple(point for point in _by_x(points) if point.front),
     )
 
 
-def latency_macs(result: BuildResult) -> Plot:
+def latency_macs(result: BuildResult, target: str | None = None) -> Plot:
     """Measured latency over dense MACs; the front is the most MACs for the least latency.
 
     MACs stand for capacity here: a network off the front is beaten by one that is larger and no
@@ -96,7 +97,7 @@ def latency_macs(result: BuildResult) -> Plot:
     """
     found = [
         (descendant, precision, latency)
-        for descendant, bundle in _measured(result)
+        for descendant, bundle in _measured(result, target)
         for precision, latency in bundle.latency.items()
     ]
     best = set(front([(latency.median_ms, d.cost.macs) for d, _, latency in found]))
@@ -113,11 +114,11 @@ def latency_macs(result: BuildResult) -> Plot:
     if correlations:
         caption += f" Rank correlation of MACs and latency: {', '.join(correlations)}."
     return Plot(
-        name="latency-macs",
-        title="Latency over MACs",
+        name=f"latency-macs{_suffix(result, target)}",
+        title=f"Latency over MACs{_on(result, target)}",
         caption=caption,
         x_label="dense MACs per image",
-        y_label=_latency_label(result),
+        y_label=_latency_label(result, target),
         points=tuple(points),
         front=tuple(point for point in _by_x(points) if point.front),
     )
@@ -143,12 +144,32 @@ def _ranks(values: list[float]) -> list[float]:
     return [ordered.index(v) + (ordered.count(v) - 1) / 2 for v in values]
 
 
-def _measured(result: BuildResult) -> Iterator[tuple[DescendantResult, BundleResult]]:
-    target = measured_target(result)
+def _measured(
+    result: BuildResult, target: str | None
+) -> Iterator[tuple[DescendantResult, BundleResult]]:
+    target = target or measured_target(result)
     for descendant in result.descendants:
         for bundle in descendant.bundles:
             if bundle.target == target and bundle.latency:
                 yield descendant, bundle
+
+
+def _suffix(result: BuildResult, target: str | None) -> str:
+    """What tells a plot's file from that of the final table's target."""
+    if target is None or target == measured_target(result):
+        return ""
+    return f".{re.sub(r'[^A-Za-z0-9._+@-]', '-', target)}"
+
+
+def _on(result: BuildResult, target: str | None) -> str:
+    """Name the target in the title where there are several."""
+    named = target or measured_target(result)
+    return f" on {named}" if len(measured_targets(result)) > 1 else ""
+
+
+def _where(result: BuildResult, target: str | None) -> str:
+    board = where_measured(result, target or measured_target(result) or "")
+    return f"on the board {board}" if board else "on this machine"
 
 
 def _top1(descendant: DescendantResult, bundle: BundleResult, precision: str) -> float | None:
@@ -173,9 +194,10 @@ def _accuracy_label(result: BuildResult) -> str:
     return f"top-1 on {split} (%)"
 
 
-def _latency_label(result: BuildResult) -> str:
-    for _, bundle in _measured(result):
+def _latency_label(result: BuildResult, target: str | None) -> str:
+    for _, bundle in _measured(result, target):
         latency = next(iter(bundle.latency.values()))
-        threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
-        return f"median latency, batch {latency.batch_size}, {threads} (ms)"
+        how = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+        how = latency.runner if latency.on else how
+        return f"median latency, batch {latency.batch_size}, {how} (ms)"
     return "median latency (ms)"

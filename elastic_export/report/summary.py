@@ -6,8 +6,17 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from elastic_export.config.result import BuildResult, BundleResult, Latency
-from elastic_export.report.frames import Row, final_rows, measured_target, targets
-from elastic_export.report.units import count, percent, seconds, size
+from elastic_export.report.frames import (
+    LatencyRow,
+    Row,
+    final_rows,
+    latency_rows,
+    measured_target,
+    measured_targets,
+    targets,
+    where_measured,
+)
+from elastic_export.report.units import count, milliseconds, percent, seconds, size
 
 __all__ = ["figures", "sentences"]
 
@@ -25,6 +34,7 @@ def sentences(result: BuildResult) -> list[str]:
         _what(result, table),
         _accuracy(table),
         _speed(result, table),
+        *_boards(result),
         _settled(result),
         _elsewhere(result),
     ]
@@ -100,7 +110,9 @@ def _accuracy(table: Sequence[Row]) -> str:
 def _speed(result: BuildResult, table: Sequence[Row]) -> str:
     target = measured_target(result)
     if target is None:
-        return "No latency was measured on this machine."
+        return "No latency was measured."
+    if where_measured(result, target):
+        return ""  # a board has a sentence of its own
     ratios = _speed_ratios(table)
     if not ratios:
         return f"Latency on {target} was measured for one precision only."
@@ -121,6 +133,38 @@ def _speed(result: BuildResult, table: Sequence[Row]) -> str:
     return text + "."
 
 
+def _boards(result: BuildResult) -> list[str]:
+    """One sentence for each board: how fast its choices are, and what INT8 is worth there."""
+    found = []
+    for target in measured_targets(result):
+        board = where_measured(result, target)
+        if not board:
+            continue
+        lines = latency_rows(result, target)
+        by_name: dict[str, dict[str, LatencyRow]] = {}
+        for line in lines:
+            by_name.setdefault(line.descendant, {})[line.precision] = line
+        chosen = [line.median_ms for line in lines if line.chosen]
+        text = f"On {target}, measured on {board}, "
+        text += (
+            f"the chosen files take {_range(chosen, milliseconds)} ms"
+            if chosen
+            else f"{_listed([line.precision for line in by_name[lines[0].descendant].values()])} "
+            "were measured, and none was chosen"
+        )
+        ratios = [
+            each["fp16"].median_ms / each["int8"].median_ms
+            for each in by_name.values()
+            if {"fp16", "int8"} <= set(each)
+        ]
+        if ratios:
+            text += f"; INT8 runs at {_range(ratios, _two_digits)} times the speed of FP16"
+        if any("wrong_logits" in line.marks for line in lines):
+            text += "; some files give OTHER LOGITS than here"
+        found.append(f"{text}.")
+    return found
+
+
 def _settled(result: BuildResult) -> str:
     latencies: list[Latency] = [
         latency for bundle in _bundles(result) for latency in bundle.latency.values()
@@ -136,8 +180,8 @@ def _settled(result: BuildResult) -> str:
 
 def _elsewhere(result: BuildResult) -> str:
     """Say what holds for devices that are not here: accepted is not run."""
-    here = measured_target(result)
-    others = [target for target in targets(result) if target != here]
+    here = measured_targets(result)
+    others = [target for target in targets(result) if target not in here]
     accepted = [
         engine
         for bundle in _bundles(result)

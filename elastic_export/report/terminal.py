@@ -11,7 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from elastic_export.config.result import BuildResult
-from elastic_export.report.frames import Row, accuracy_sources, final_rows, measured_target, rows
+from elastic_export.report.frames import (
+    LatencyRow,
+    Row,
+    accuracy_sources,
+    final_rows,
+    latency_rows,
+    measured_target,
+    measured_targets,
+    where_measured,
+)
 from elastic_export.report.summary import sentences
 from elastic_export.report.units import MISSING, count, milliseconds, percent, size
 
@@ -35,6 +44,11 @@ def render(result: BuildResult, width: int) -> RenderableType:
     for sentence in sentences(result):
         words.add_row("\u2022", Text(sentence))
     parts: list[RenderableType] = [final_table(result, width)]
+    for target in measured_targets(result):
+        board = where_measured(result, target)
+        if board:
+            lines = latency_rows(result, target)
+            parts.append(_board_table(lines, f"{target}, on {board}", width))
     note = _note(result)
     if note:
         parts.append(Text(note, style="dim"))
@@ -51,13 +65,53 @@ def final_table(result: BuildResult, width: int) -> Table:
     """
     table_rows = final_rows(result)
     columns = _wide(table_rows) if width >= WIDE else _stacked(table_rows)
+    return _laid_out(columns, len(table_rows), _title(result))
+
+
+def _board_table(lines: Sequence[LatencyRow], title: str, width: int) -> Table:
+    """One line per measurement on a board, with what only a board tells."""
+    wide = width >= WIDE
+    columns = [
+        _Column("descendant", [Text(line.descendant, style="bold") for line in lines], left=True),
+        _Column("\nfile", [Text(line.precision) for line in lines]),
+        _numbers("\ntop-1 %", [percent(line.top1) for line in lines]),
+        *([_numbers("MACs\nhardw.", [count(x.hardware_macs) for x in lines])] if wide else []),
+        _numbers("ms\nmedian", [milliseconds(line.median_ms) for line in lines]),
+        _numbers("\np99", [milliseconds(line.p99_ms) for line in lines]),
+        *([_numbers("\nGPU", [milliseconds(x.compute_ms) for x in lines])] if wide else []),
+        _numbers("\nmJ", [_energy(line) for line in lines]),
+        _numbers("2:4\npicked", [_picked(line) for line in lines]),
+        _Column("\nchosen", [Text("yes" if x.chosen else MISSING) for x in lines], left=True),
+        _Column("\nsettled", [_settled(line) for line in lines], left=True),
+        _Column("\nmarks", [Text(line.marks or MISSING) for line in lines], left=True),
+    ]
+    return _laid_out([column for column in columns if _has_figures(column)], len(lines), title)
+
+
+def _energy(line: LatencyRow) -> str:
+    if line.energy_mj is None:
+        return MISSING
+    return f"{line.energy_mj:.3g}" + ("*" if line.energy_is == "with idle" else "")
+
+
+def _picked(line: LatencyRow) -> str:
+    if line.sparse_picked is None:
+        return MISSING
+    return f"{line.sparse_picked} of {line.sparse_eligible}"
+
+
+def _settled(line: LatencyRow) -> Text:
+    return Text(line.status, style="green" if line.status == "settled" else "yellow")
+
+
+def _laid_out(columns: Sequence[_Column], lines: int, title: str) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,
         pad_edge=False,
         header_style="bold",
         show_lines=False,
-        title=Text(_title(result), style="bold"),
+        title=Text(title, style="bold"),
         title_justify="left",
     )
     for column in columns:
@@ -69,7 +123,7 @@ def final_table(result: BuildResult, width: int) -> Table:
             no_wrap=not column.left,
             min_width=8 if column.left else None,
         )
-    for index in range(len(table_rows)):
+    for index in range(lines):
         table.add_row(*(column.cells[index] for column in columns))
     return table
 
@@ -80,15 +134,18 @@ def _title(result: BuildResult) -> str:
 
 
 def _note(result: BuildResult) -> str:
-    table = rows(result)
+    lines = latency_rows(result)
     parts = []
-    first = next((row for row in table if row.runner), None)
-    if first:
-        plural = "thread" if first.threads == 1 else "threads"
+    here = next((line for line in lines if not line.on), None)
+    if here:
+        plural = "thread" if here.threads == 1 else "threads"
         parts.append(
-            f"Latency: {first.runner}, batch {first.batch_size}, {first.threads} {plural}, "
+            f"Latency: {here.runner}, batch {here.batch_size}, {here.threads} {plural}, "
             "median and p99 of single calls."
         )
+    if any(line.energy_mj is not None for line in lines):
+        with_idle = any(line.energy_is == "with idle" for line in lines)
+        parts.append(f"mJ: one batch, net of idle{' (* with idle)' if with_idle else ''}.")
     emulated = accuracy_sources(result)["emulated"]
     if emulated:
         parts.append(f"Accuracy emulated in ONNX Runtime for {', '.join(emulated)}.")

@@ -10,59 +10,65 @@ from typing import Any
 from elastic_export.artifacts.files import write_atomically
 from elastic_export.config.result import BuildResult
 from elastic_export.errors import CheckFailed
+from elastic_export.report.frames import measured_targets
 from elastic_export.report.html import to_html
 from elastic_export.report.load import RESULT_FILE
 from elastic_export.report.plots import draw
-from elastic_export.report.results_csv import to_csv
+from elastic_export.report.results_csv import latencies_csv, results_csv
 from elastic_export.report.series import Plot, accuracy_latency, accuracy_macs, latency_macs
 
 __all__ = ["write_report"]
 
-PLOTS = (accuracy_macs, accuracy_latency, latency_macs)
+PLOTS = ("accuracy-macs", "accuracy-latency", "latency-macs")
+"""What the names of our plots begin with; other files in their folder are not ours."""
 
 
 def write_report(result: BuildResult, out: Path) -> dict[str, Path]:
     """Write the report of a build into a folder.
 
     Each file appears whole or not at all, ``report.json`` last. A plot without a single point is
-    not drawn, and one that an earlier report left is removed.
+    not drawn, and what an earlier report left of it is removed.
 
     Args:
         result: What the build found.
         out: The folder; made if need be. Other files in it stay.
 
     Returns:
-        What was written: ``json``, ``csv``, ``html`` and, per plot, for example
-        ``accuracy-macs.png`` and ``accuracy-macs.svg``.
+        What was written: ``json``, ``csv``, ``html``, ``latencies`` and, per plot, for example
+        ``accuracy-macs.png`` and ``accuracy-macs.svg``. The two plots of latency come once for each
+        target that was measured.
 
     Raises:
         CheckFailed: A figure is not finite; nothing is written.
         UserError: The disk is full or the folder cannot be written.
     """
     text = _json(result)
-    plots: list[Plot] = []
-    pictures: dict[str, bytes] = {}
-    for make in PLOTS:
-        plot = make(result)
-        if plot.points:
-            plots.append(plot)
-            pictures |= {f"{plot.name}.{kind}": data for kind, data in draw(plot).items()}
-        else:
-            for kind in ("png", "svg"):
-                (out / "plots" / f"{plot.name}.{kind}").unlink(missing_ok=True)
+    plots = [plot for plot in _plots(result) if plot.points]
+    pictures = {f"{plot.name}.{kind}": data for plot in plots for kind, data in draw(plot).items()}
+    for old in [*out.glob("plots/*.png"), *out.glob("plots/*.svg")]:
+        if old.name not in pictures and old.name.partition(".")[0] in PLOTS:
+            old.unlink()
     page = to_html(result, [(plot, pictures[f"{plot.name}.svg"].decode()) for plot in plots])
 
     written = {name: out / "plots" / name for name in pictures}
     for name, data in pictures.items():
         write_atomically(written[name], data)
     for key, name, content in (
-        ("csv", "results.csv", to_csv(result)),
+        ("csv", "results.csv", results_csv(result)),
+        ("latencies", "latencies.csv", latencies_csv(result)),
         ("html", "report.html", page),
         ("json", RESULT_FILE, text),
     ):
         written[key] = out / name
         write_atomically(written[key], content.encode())
     return written
+
+
+def _plots(result: BuildResult) -> list[Plot]:
+    found = [accuracy_macs(result), accuracy_latency(result), latency_macs(result)]
+    for target in measured_targets(result)[1:]:
+        found += [accuracy_latency(result, target), latency_macs(result, target)]
+    return found
 
 
 def _json(result: BuildResult) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -34,6 +35,8 @@ class Server:
         self.home = folder / "home"
         self.home.mkdir(parents=True)
         self.folder = folder
+        self.bin = folder / "bin"
+        self.environment = folder / "environment"
         self.client = folder / "client_config"
         self._process: subprocess.Popen[bytes] | None = None
         for key in ("host_key", "user_key"):
@@ -45,11 +48,14 @@ class Server:
         self.port = free_port()
         enter = folder / "enter.sh"
         # Both shells and file transfers begin in the server's own home folder.
+        self.bin.mkdir()
         enter.write_text(
             f'#!/bin/sh\ncd "{self.home}" || exit 1\nexport HOME="{self.home}"\n'
+            f'export PATH="{self.bin}:$PATH"\n. "{self.environment}"\n'
             'exec sh -c "$SSH_ORIGINAL_COMMAND"\n'
         )
         enter.chmod(0o755)
+        self.environment.touch()
         (folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\n"
             f"AuthorizedKeysFile {folder}/authorized_keys\nPidFile {folder}/sshd.pid\n"
@@ -64,6 +70,17 @@ class Server:
             f"  UserKnownHostsFile {folder}/known_hosts\n"
         )
         self.start()
+
+    def install(self, name: str, text: str) -> None:
+        """Put a program on the PATH of whoever logs in."""
+        path = self.bin / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def set(self, **variables: str) -> None:
+        """Set environment variables for whoever logs in."""
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+        self.environment.write_text("".join(lines))
 
     def start(self) -> None:
         """Listen; returns when connections are taken."""

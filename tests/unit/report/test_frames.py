@@ -17,7 +17,7 @@ from elastic_export.report.frames import (
     targets,
 )
 from elastic_export.report.pareto import front
-from elastic_export.report.results_csv import to_csv
+from elastic_export.report.results_csv import results_csv
 from elastic_export.report.series import (
     Point,
     accuracy_latency,
@@ -82,7 +82,7 @@ def test_gaps_are_none_and_never_zero(make_result):
 
 def test_csv_reads_back(make_result):
     result = make_result(2, names=['a,"b"\nc', "d2"], latencies=False)
-    lines = list(csv.DictReader(io.StringIO(to_csv(result))))
+    lines = list(csv.DictReader(io.StringIO(results_csv(result))))
     assert len(lines) == 6
     assert lines[0]["descendant"] == 'a,"b"\nc'
     assert lines[0]["fp32_median_ms"] == ""

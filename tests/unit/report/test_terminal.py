@@ -41,7 +41,7 @@ def test_columns_without_figures_are_left_out(make_result):
     shown = text(make_result(2, int8=False, sparse=False, latencies=False), 120)
     for word in ("int8", "2:4", "p99", "chosen", "settled", MISSING):
         assert word not in shown, word
-    assert "No latency was measured on this machine." in shown
+    assert "No latency was measured." in shown
 
 
 def test_some_gaps_are_dashes(make_result):

@@ -71,7 +71,9 @@ def page(written) -> Page:
 def test_everything_is_written_and_reads_back(make_result, tmp_path):
     result = make_result(5, unsettled=(1,))
     written = write_report(result, tmp_path / "new" / "out")
-    expected = {"json", "csv", "html"} | {f"{p}.{kind}" for p in PLOTS for kind in ("png", "svg")}
+    expected = {"json", "csv", "latencies", "html"} | {
+        f"{p}.{kind}" for p in PLOTS for kind in ("png", "svg")
+    }
     assert set(written) == expected
     assert load_result(written["json"]) == result
     assert load_result(tmp_path / "new" / "out") == result

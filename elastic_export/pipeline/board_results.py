@@ -1,0 +1,158 @@
+"""What a board measured, in the words of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from elastic_export.config.recipe import MeasureConfig
+from elastic_export.config.result import BundleResult, DescendantResult, Latency
+from elastic_export.config.targets import ResolvedTarget
+from elastic_export.errors import CheckFailed, ElasticExportError, UserError
+from elastic_export.pipeline.result import NOT_BUILT
+
+__all__ = ["with_board"]
+
+_RUNTIMES = {"trtexec": "TensorRT", "tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}
+
+
+def with_board(
+    one: DescendantResult,
+    name: str,
+    target: ResolvedTarget,
+    part: Mapping[str, Any],
+    settings: MeasureConfig,
+) -> tuple[DescendantResult, list[ElasticExportError]]:
+    """Add to a descendant what a board measured of its bundle for one target.
+
+    Args:
+        one: The descendant.
+        name: What its bundles are called in ``part``.
+        target: Which of its bundles.
+        part: What ``boards.visited`` read.
+        settings: Batch size and threads.
+
+    Returns:
+        The descendant, and what went wrong with single models: a ``CheckFailed`` for logits that
+        differ, a ``UserError`` for what could not be measured.
+    """
+    prefix = f"{name}/"
+    models = {
+        key.removeprefix(prefix): model
+        for key, model in part["result"]["models"].items()
+        if key.startswith(prefix)
+    }
+    bundles = tuple(
+        _with_models(bundle, models, part, settings, name)
+        if bundle.target == target.identity
+        else bundle
+        for bundle in one.bundles
+    )
+    wrong = [
+        error
+        for precision, model in models.items()
+        if (error := _wrong(one.name, precision, model, target, part["board"])) is not None
+    ]
+    return one.model_copy(update={"bundles": bundles}), wrong
+
+
+def _with_models(
+    bundle: BundleResult,
+    models: Mapping[str, Any],
+    part: Mapping[str, Any],
+    settings: MeasureConfig,
+    name: str,
+) -> BundleResult:
+    timed = {p: model for p, model in models.items() if model.get("latency_ms")}
+    choice = part["chosen"].get(name, {})
+    notes = [note for note in bundle.notes if note != NOT_BUILT]
+    notes += [note for note in part["notes"] if note not in notes]
+    board = part["result"]["board"]
+    checks = {
+        p: {**checks, "on_board": models[p]["accuracy"]}
+        if models.get(p, {}).get("accuracy")
+        else checks
+        for p, checks in bundle.checks.items()
+    }
+    return bundle.model_copy(
+        update={
+            "latency": {p: _latency(p, m, part, settings) for p, m in timed.items()},
+            "chosen": choice.get("precision"),
+            "chosen_because": choice.get("why", "Nothing could be compared on the board."),
+            "engines": bundle.engines
+            | {p: report for p, m in models.items() if (report := _engine(m, board))},
+            "checks": checks,
+            "notes": tuple(notes),
+        }
+    )
+
+
+def _latency(
+    precision: str, model: Mapping[str, Any], part: Mapping[str, Any], settings: MeasureConfig
+) -> Latency:
+    figures, compute = model["latency_ms"], model.get("gpu_compute_ms") or {}
+    energy = model.get("energy_mj") or {}
+    net = energy.get("net_of_idle")
+    board = part["result"]["board"]
+    return Latency(
+        runner=_runner(model, board),
+        precision=precision,
+        batch_size=settings.batch_size,
+        threads=settings.threads,
+        median_ms=figures["median"],
+        p90_ms=figures["p90"],
+        p99_ms=figures["p99"],
+        cov=figures["cov"],
+        samples=len(model["samples_ms"]),
+        runs=figures["n"],
+        settled=model["settled"],
+        unsettled_because=model["why"],
+        on=part["board"],
+        compute_ms=compute.get("median"),
+        energy_mj=energy.get("per_inference") if net is None else net,
+        energy_is="" if not energy else "with idle" if net is None else "net of idle",
+        marks=tuple(model["flags"]),
+        machine=board,
+    )
+
+
+def _runner(model: Mapping[str, Any], board: Mapping[str, Any]) -> str:
+    title = _RUNTIMES.get(model["runtime"], model["runtime"])
+    version = f" {board['tensorrt']}" if title == "TensorRT" and board.get("tensorrt") else ""
+    return f"{title}{version}"
+
+
+def _engine(model: Mapping[str, Any], board: Mapping[str, Any]) -> dict[str, Any]:
+    """What the board's builder made, in the words of the engines that are built here."""
+    built, layers = model.get("built"), model.get("layers") or {}
+    if built is None or _RUNTIMES.get(model["runtime"]) != "TensorRT":
+        return {}
+    sparse = {key: layers[key] for key in ("eligible_sparse", "picked_sparse") if key in layers}
+    return {
+        "status": "built",
+        "runtime": "TensorRT",
+        "version": board.get("tensorrt"),
+        "layers": layers.get("layers"),
+        "seconds": built.get("seconds"),
+        "bytes": built.get("engine_bytes"),
+        "int8_layers": layers.get("int8_layers"),
+        "fused_attention": layers.get("fused_attention"),
+        **sparse,
+    }
+
+
+def _wrong(
+    descendant: str, precision: str, model: Mapping[str, Any], target: ResolvedTarget, board: str
+) -> ElasticExportError | None:
+    what = f"{precision} of {descendant} for {target.identity}"
+    if model.get("error"):
+        error = model["error"]
+        return UserError(f"{what} was not measured on {board}: {error['what']}", error["remedy"])
+    if "wrong_logits" in model["flags"]:
+        found = model["accuracy"]
+        return CheckFailed(
+            f"On {board} {what} gives other logits than here (largest relative difference "
+            f"{found['max_relative_error']}, {found['tolerance']} is allowed).",
+            "Do not deploy it; see its checks in the report, and try another precision.",
+        )
+    return None
