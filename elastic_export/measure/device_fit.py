@@ -1,26 +1,21 @@
-"""Fit the constants of the estimate to measurements, and keep what was found for a board."""
+"""Fit the constants of the estimate to measurements (``kept_fits`` keeps them for a board)."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from elastic_export.artifacts.files import write_atomically
 from elastic_export.config.fused_layer import FusedLayer
 from elastic_export.config.target import Precision
-from elastic_export.config.target_files import user_folder
 from elastic_export.errors import UserError
 from elastic_export.measure.estimate import CLASSES, Basis, Constants
 from elastic_export.measure.kernel_costs import Device, kernel_costs
 
-__all__ = ["DeviceFit", "Measurement", "fit", "fit_constants", "fitted_basis", "save_fit"]
+__all__ = ["DeviceFit", "Measurement", "fit", "fit_constants", "predicted"]
 
 Array = NDArray[np.float64]
 _UNITS = ("tensor", "int8", "lanes")
@@ -33,12 +28,21 @@ _LEAST_RANGE = 0.10
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model that was measured: its layers, its precision, its median in milliseconds."""
+    """One model that was measured.
+
+    Attributes:
+        name: For people.
+        layers: Its kernels.
+        precision: Of the file.
+        ms: The median.
+        digest: SHA-256 of the file; the same file measured again replaces what was known.
+    """
 
     name: str
     layers: Sequence[FusedLayer]
     precision: Precision
     ms: float
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,53 +191,3 @@ def _loss(
     size = np.abs(residual) / noise
     huber = np.where(size < 2, size**2 / 2, 2 * size - 2).sum()
     return float(huber + ((at - begin) ** 2).sum() / (2 * spread**2)), residual
-
-
-def fit_file(identity: str) -> Path:
-    """Return where the fit of a target is kept: ``fits`` beside the user's own profiles."""
-    name = re.sub(r"[^A-Za-z0-9._@-]", "+", identity)
-    return user_folder() / "fits" / f"{name}.json"
-
-
-def save_fit(found: DeviceFit) -> Path:
-    """Keep a fit for its target, whole or not at all.
-
-    Raises:
-        UserError: The folder cannot be written.
-    """
-    path = fit_file(found.identity)
-    state = {"schema_version": 1, **asdict(found)}
-    write_atomically(path, json.dumps(state, indent=1, sort_keys=True).encode())
-    return path
-
-
-def load_fit(identity: str) -> DeviceFit | None:
-    """Read the fit of a target, if there is one.
-
-    Raises:
-        UserError: The file is damaged.
-    """
-    path = fit_file(identity)
-    if not path.is_file():
-        return None
-    try:
-        state = json.loads(path.read_text())
-        if state.pop("schema_version") != 1 or state["identity"] != identity:
-            raise ValueError("it is of another target or version")
-        state["constants"] = Constants(**{k: float(v) for k, v in state["constants"].items()})
-        state["models"] = tuple(str(name) for name in state["models"])
-        values = (*asdict(state["constants"]).values(), state["scale"])
-        if not all(0 < value < float("inf") for value in values):
-            raise ValueError("a constant is not positive")
-        return DeviceFit(**state)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"The fit {path} cannot be read ({error}).",
-            "Delete it; the estimate then uses the constants of the device's class.",
-        ) from error
-
-
-def fitted_basis(device: Device) -> Basis:
-    """Return the board's own constants if it was measured, else those of its class."""
-    found = load_fit(device.identity)
-    return CLASSES[device.family] if found is None else found.basis

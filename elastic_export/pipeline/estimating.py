@@ -12,20 +12,15 @@ from elastic_export.config.fused_layer import FusedLayer
 from elastic_export.config.target import Precision
 from elastic_export.config.targets import ResolvedTarget, load_target
 from elastic_export.engine.bundle import Bundle, load_bundle
-from elastic_export.errors import UserError
+from elastic_export.errors import ElasticExportError, UserError
 from elastic_export.export.fused_layers import fused_layers, quantized_nodes
-from elastic_export.measure.board_match import Wanted, mismatches
-from elastic_export.measure.device_fit import (
-    DeviceFit,
-    Measurement,
-    fit,
-    fitted_basis,
-    save_fit,
-)
+from elastic_export.measure.board_match import Wanted, fits_release, mismatches
+from elastic_export.measure.device_fit import DeviceFit, Measurement
 from elastic_export.measure.estimate import estimate
+from elastic_export.measure.kept_fits import fitted_basis, learn
 from elastic_export.measure.kernel_costs import TURING, device_of
 
-__all__ = ["estimate_latency", "fit_board"]
+__all__ = ["estimate_latency", "fit_board", "learn_from"]
 
 
 def estimate_latency(path: Path, target: str, precision: str | None = None) -> dict[str, Any]:
@@ -94,33 +89,80 @@ def fit_board(results: Sequence[Path], bundles: Sequence[Path], target: str) -> 
     resolved = load_target(target)
     device = device_of(resolved)
     loaded = {bundle.manifest.name: bundle for bundle in map(load_bundle, bundles)}
-    layers: dict[str, list[FusedLayer]] = {}
     found: list[Measurement] = []
     for path in results:
         for document in _documents(path):
             _same_board(document, resolved, path)
-            for key, model in document["models"].items():
-                name, _, precision = key.rpartition("/")
-                bundle = loaded.get(name)
-                if bundle is None or precision not in get_args(Precision) or not _counts(model):
-                    continue
-                if model["sha256"] != sha256_file(bundle.model(precision)):
-                    continue
-                if name not in layers:
-                    layers[name] = _layers(bundle, bundle.folder, resolved)
-                one = cast("Precision", precision)
-                figures = model.get("gpu_compute_ms") or model["latency_ms"]
-                mine = _as_quantized(layers[name], bundle, one)
-                found.append(Measurement(key, mine, one, float(figures["median"])))
+            found += _measurements(document, loaded, resolved)
     if not found:
         raise UserError(
             f"No model of {', '.join(map(str, results))} counts for the bundles given.",
             "Give the bundles that were measured, unchanged; a measurement that did not settle or "
             "was throttled does not count.",
         )
-    result = fit(found, device)
-    save_fit(result)
-    return result
+    return learn(found, device)
+
+
+def learn_from(document: Mapping[str, Any], bundles: Sequence[Bundle]) -> list[str]:
+    """Fit the estimates of targets to what a board has just measured of their bundles.
+
+    What says nothing of a target is passed over: another mode or release than its own (or one
+    that the board does not tell), ONNX Runtime, figures that did not settle, and targets that are
+    not estimated.
+
+    Args:
+        document: The result of the board's script.
+        bundles: What was measured.
+
+    Returns:
+        A sentence for each target whose later estimates change.
+    """
+    told = []
+    for identity in dict.fromkeys(bundle.manifest.target for bundle in bundles):
+        mine = {b.manifest.name: b for b in bundles if b.manifest.target == identity}
+        try:
+            resolved = load_target(identity)
+            device = device_of(resolved)
+            sure = fits_release(document["board"], Wanted.of_target(resolved))
+            if not sure or _otherwise(document, resolved):
+                continue
+            found = _measurements(document, mine, resolved)
+        except ElasticExportError:  # no profile here, or nothing that is estimated
+            continue
+        if not found:
+            continue
+        try:
+            fitted = learn(found, device)
+        except UserError as error:
+            told.append(f"Estimates for {identity} stay as they were: {error.what}")
+            continue
+        told.append(
+            f"Estimates for {identity} are now {fitted.basis.text}; the largest difference left is "
+            f"{fitted.error:.0%}."
+        )
+    return told
+
+
+def _measurements(
+    document: Mapping[str, Any], bundles: Mapping[str, Bundle], resolved: ResolvedTarget
+) -> list[Measurement]:
+    """The models of a result that say something of their target."""
+    layers: dict[str, list[FusedLayer]] = {}
+    found = []
+    for key, model in document["models"].items():
+        name, _, precision = key.rpartition("/")
+        bundle = bundles.get(name)
+        if bundle is None or precision not in get_args(Precision) or not _counts(model):
+            continue
+        if model["sha256"] != sha256_file(bundle.model(precision)):
+            continue
+        if name not in layers:
+            layers[name] = _layers(bundle, bundle.folder, resolved)
+        one = cast("Precision", precision)
+        figures = model.get("gpu_compute_ms") or model["latency_ms"]
+        mine = _as_quantized(layers[name], bundle, one)
+        found.append(Measurement(key, mine, one, float(figures["median"]), str(model["sha256"])))
+    return found
 
 
 def _precisions(resolved: ResolvedTarget, asked: str | None) -> list[Precision]:
@@ -184,12 +226,18 @@ def _documents(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _same_board(document: Mapping[str, Any], resolved: ResolvedTarget, path: Path) -> None:
     """Refuse figures of another power mode, release or runtime: they would be kept wrongly."""
-    wrong = mismatches(document["board"], Wanted.of_target(resolved))
-    if any(model.get("runtime") == "onnxruntime" for model in document["models"].values()):
-        wrong.append("ONNX Runtime")
-    if wrong:
+    other = _otherwise(document, resolved)
+    if other:
         raise UserError(
-            f"{path} was measured with {' and '.join(wrong)}, and {resolved.identity} is another "
+            f"{path} was measured with {' and '.join(other)}, and {resolved.identity} is another "
             "target.",
             "Name the target that was measured, as NAME@SOFTWARE:MODE.",
         )
+
+
+def _otherwise(document: Mapping[str, Any], resolved: ResolvedTarget) -> list[str]:
+    """Name what a result was measured with that is not the target's."""
+    found = mismatches(document["board"], Wanted.of_target(resolved))
+    if any(model.get("runtime") == "onnxruntime" for model in document["models"].values()):
+        found.append("ONNX Runtime")
+    return found

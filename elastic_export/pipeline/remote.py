@@ -15,6 +15,7 @@ from elastic_export.measure.compare import choose
 from elastic_export.measure.protocol import Timing
 from elastic_export.measure.remote import Parcel, VisitOptions, probe, visit
 from elastic_export.measure.ssh import Board
+from elastic_export.pipeline.estimating import learn_from
 from elastic_export.progress import Progress, no_progress
 
 __all__ = ["bench_on", "probe_board"]
@@ -41,6 +42,8 @@ def bench_on(
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Measure bundles on boards; on each, all models take turns in one run.
+
+    What was measured of a target also fits its later estimates (``estimating.learn_from``).
 
     Args:
         folders: Bundles; their names must differ.
@@ -97,6 +100,9 @@ def bench_on(
                     raise
     finally:
         told.close()
+    for part in found.values():
+        if "result" in part:
+            part["notes"] += learn_from(part["result"], bundles)
     failed = [name for name, part in found.items() if "error" in part]
     return {"boards": found, "failed": failed}
 

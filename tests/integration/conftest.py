@@ -67,7 +67,11 @@ def call(*arguments: object, home: Path, timeout: float = 400) -> Answer:
         text=True,
         timeout=timeout,
         check=False,
-        env={**os.environ, "ELASTIC_EXPORT_HOME": str(home / "store")},
+        env={
+            **os.environ,
+            "ELASTIC_EXPORT_HOME": str(home / "store"),
+            "ELASTIC_EXPORT_TARGETS": str(home / "targets"),
+        },
     )
     return Answer(done.returncode, done.stdout, done.stderr)
 

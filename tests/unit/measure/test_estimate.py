@@ -13,9 +13,10 @@ import pytest
 from elastic_export.config.fused_layer import FusedLayer, Read
 from elastic_export.config.targets import load_target
 from elastic_export.errors import UserError
-from elastic_export.measure import device_fit
-from elastic_export.measure.device_fit import Measurement, fit, fit_file, load_fit, save_fit
+from elastic_export.measure import kept_fits
+from elastic_export.measure.device_fit import Measurement, fit
 from elastic_export.measure.estimate import CLASSES, MOST_2_4, Basis, Constants, estimate
+from elastic_export.measure.kept_fits import fit_file, fitted_basis, learn, load_fit
 from elastic_export.measure.kernel_costs import Device, device_of, kernel_costs
 
 ORIN = "orin-nano-8gb@jp6.2:15W"
@@ -230,15 +231,35 @@ def test_one_measurement_scales_and_outliers_do_not_rule() -> None:
 
 def test_a_fit_is_kept_for_its_target_and_used(own_folder: Path) -> None:
     here = device()
-    assert device_fit.fitted_basis(here) == CLASSES["jetson"]
-    found = fit(board(here, TRUTH), here)
-    path = save_fit(found)
-    assert path == fit_file(ORIN)
-    assert path.parent == own_folder / "fits"
+    assert fitted_basis(here) == CLASSES["jetson"]
+    found = learn(named(board(here, TRUTH)), here)
+    assert fit_file(ORIN).parent == own_folder / "fits"
     assert load_fit(ORIN) == found
-    assert device_fit.fitted_basis(here).text == f"fitted to 10 measurements of {found.day}"
+    assert fitted_basis(here).text == f"fitted to 10 measurements of {found.day}"
     assert load_fit("orin-nano-8gb@jp6.2:7W") is None
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert [entry.name for entry in fit_file(ORIN).parent.iterdir()] == [fit_file(ORIN).name]
+
+
+def named(measured: list[Measurement]) -> list[Measurement]:
+    return [replace(one, digest=f"sha-{one.name}") for one in measured]
+
+
+def test_measurements_add_up_and_a_file_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = device()
+    every = named(board(here, TRUTH))
+    alone = learn(every[:1], here)
+    assert len(alone.models) == 1
+    # Two visits know as much as one that measured everything.
+    learn(every[1:5], here)
+    found = learn(every[5:], here)
+    assert asdict(found.constants) == pytest.approx(asdict(fit(every, here).constants), rel=1e-6)
+    # The same file again replaces what was known of it.
+    again = learn([replace(every[0], ms=2 * every[0].ms)], here)
+    assert len(again.models) == 10
+    assert again.models[-1] == every[0].name
+    monkeypatch.setattr(kept_fits, "MOST", 3)
+    assert learn(every[:2], here).models[-2:] == (every[0].name, every[1].name)
+    assert len(load_fit(ORIN).models) == 3
 
 
 @pytest.mark.parametrize("text", ["{", '{"schema_version": 1}', "[]", '{"schema_version": 2}'])

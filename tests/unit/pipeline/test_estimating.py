@@ -15,7 +15,7 @@ from elastic_export.artifacts.digest import sha256_file
 from elastic_export.config.transform import Transform
 from elastic_export.engine.bundle import load_bundle, write_bundle
 from elastic_export.errors import UserError
-from elastic_export.pipeline.estimating import estimate_latency, fit_board
+from elastic_export.pipeline.estimating import estimate_latency, fit_board, learn_from
 
 TARGET = "orin-nano-8gb@jp6.2:15W"
 
@@ -64,7 +64,7 @@ def bundle(folder: Path, width: int) -> Path:
     return folder
 
 
-def result(path: Path, folders: list[Path], ms: float, **board: str) -> Path:
+def result(path: Path, folders: list[Path], ms: float, **board: str | None) -> Path:
     models: dict[str, Any] = {}
     for folder in folders:
         model = load_bundle(folder).model("fp32")
@@ -110,6 +110,41 @@ def test_what_bench_printed_is_read_too(tmp_path: Path) -> None:
     both = tmp_path / "both.json"
     both.write_text(json.dumps({"boards": {"a": {"result": one}, "b": {"error": {}}}}))
     assert fit_board([both], folders, TARGET).models == ("net64/fp32", "net512/fp32")
+
+
+def test_a_visit_teaches_the_estimate_by_itself(tmp_path: Path) -> None:
+    folders = [bundle(tmp_path / f"net{width}", width) for width in (64, 512)]
+    loaded = [load_bundle(folder) for folder in folders]
+    told = json.loads(result(tmp_path / "r.json", folders, 0.5).read_text())
+    (note,) = learn_from(told, loaded)
+    assert note.startswith(f"Estimates for {TARGET} are now fitted to 2 measurements of ")
+    assert "fitted to 2" in estimate_latency(folders[0], TARGET, "fp32")["basis"]
+    # The second of two visits adds to the first.
+    third = bundle(tmp_path / "net256", 256)
+    more = json.loads(result(tmp_path / "s.json", [third], 0.4).read_text())
+    assert "fitted to 3 measurements" in learn_from(more, [load_bundle(third)])[0]
+
+
+@pytest.mark.parametrize(
+    ("board", "model"),
+    [
+        ({"jetpack": "5.1"}, {}),
+        ({"jetpack": None}, {}),  # the board does not say what it is
+        ({"power_mode": "25W"}, {}),
+        ({}, {"runtime": "onnxruntime"}),
+        ({}, {"settled": False}),
+        ({}, {"flags": ["throttled"]}),
+        ({}, {"sha256": "another file"}),
+    ],
+)
+def test_what_says_nothing_of_the_target_teaches_nothing(
+    tmp_path: Path, board: dict[str, Any], model: dict[str, Any]
+) -> None:
+    folder = bundle(tmp_path / "net", 64)
+    told = json.loads(result(tmp_path / "r.json", [folder], 0.5, **board).read_text())
+    told["models"]["net/fp32"].update(model)
+    assert learn_from(told, [load_bundle(folder)]) == []
+    assert not (tmp_path / "targets").exists()
 
 
 def test_foreign_results_are_refused(tmp_path: Path) -> None:
