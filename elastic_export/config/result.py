@@ -8,7 +8,15 @@ from pydantic import Field
 
 from elastic_export.config.base import Schema
 
-__all__ = ["Accuracy", "BuildResult", "BundleResult", "Cost", "DescendantResult", "Latency"]
+__all__ = [
+    "Accuracy",
+    "BuildResult",
+    "BundleResult",
+    "Cost",
+    "DescendantResult",
+    "Latency",
+    "LatencyEstimate",
+]
 
 
 class Latency(Schema):
@@ -68,13 +76,27 @@ class Cost(Schema):
     params: int
 
 
+class LatencyEstimate(Schema):
+    """What a file would take on a device that was not measured; never shown without its range.
+
+    Milliseconds of one batch, between ``low_ms`` and ``high_ms``; ``basis`` tells what the
+    constants behind it were fitted to.
+    """
+
+    ms: float
+    low_ms: float
+    high_ms: float
+    basis: str
+
+
 class BundleResult(Schema):
     """One descendant on one target.
 
     ``files`` maps a precision to the file's path relative to the bundle folder; ``bytes`` to its
     size. ``latency`` holds what was measured: on this machine where the target is this machine, on
-    a board where the recipe names one. ``hardware_macs`` is what this target executes. ``engines``
-    tells of each compiled engine, ``notes`` why something is absent.
+    a board where the recipe names one. ``estimate`` stands where nothing was measured of a GPU.
+    ``hardware_macs`` is what this target executes. ``engines`` tells of each compiled engine,
+    ``notes`` why something is absent.
     """
 
     target: str
@@ -83,6 +105,7 @@ class BundleResult(Schema):
     bytes: dict[str, int]
     accuracy: dict[str, Accuracy]
     latency: dict[str, Latency] = Field(default_factory=dict)
+    estimate: dict[str, LatencyEstimate] = Field(default_factory=dict)
     hardware_macs: int | None = None
     chosen: str | None = None
     chosen_because: str = ""

@@ -77,6 +77,8 @@ def _with_models(
     return bundle.model_copy(
         update={
             "latency": {p: _latency(p, m, part, settings) for p, m in timed.items()},
+            # What was measured needs no estimate.
+            "estimate": {p: one for p, one in bundle.estimate.items() if p not in timed},
             "chosen": choice.get("precision"),
             "chosen_because": choice.get("why", "Nothing could be compared on the board."),
             "engines": bundle.engines

@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 
 from elastic_export.artifacts.digest import sha256_file
 from elastic_export.config.fused_layer import FusedLayer
+from elastic_export.config.result import LatencyEstimate
 from elastic_export.config.target import Precision
 from elastic_export.config.targets import ResolvedTarget, load_target
 from elastic_export.engine.bundle import Bundle, load_bundle
@@ -16,11 +17,11 @@ from elastic_export.errors import ElasticExportError, UserError
 from elastic_export.export.fused_layers import fused_layers, quantized_nodes
 from elastic_export.measure.board_match import Wanted, fits_release, mismatches
 from elastic_export.measure.device_fit import DeviceFit, Measurement
-from elastic_export.measure.estimate import estimate
+from elastic_export.measure.estimate import Basis, estimate
 from elastic_export.measure.kept_fits import fitted_basis, learn
-from elastic_export.measure.kernel_costs import TURING, device_of
+from elastic_export.measure.kernel_costs import TURING, Device, device_of
 
-__all__ = ["estimate_latency", "fit_board", "learn_from"]
+__all__ = ["basis_for", "estimate_files", "estimate_latency", "fit_board", "learn_from"]
 
 
 def estimate_latency(path: Path, target: str, precision: str | None = None) -> dict[str, Any]:
@@ -44,10 +45,11 @@ def estimate_latency(path: Path, target: str, precision: str | None = None) -> d
     device = device_of(resolved)
     precisions = _precisions(resolved, precision)
     bundle = load_bundle(path) if path.is_dir() else None
-    layers = _layers(bundle, path, resolved)
+    layers = _layers(path if bundle is None else bundle.model("fp32"), resolved)
     basis = fitted_basis(device)
+    int8 = None if bundle is None else _int8_model(bundle)
     found = {
-        one: estimate(_as_quantized(layers, bundle, one), device, one, basis) for one in precisions
+        one: estimate(_as_quantized(layers, int8, one), device, one, basis) for one in precisions
     }
     notes = [f"Unverified figures of the target: {', '.join(device.unverified)}."]
     notes = notes if device.unverified else []
@@ -71,6 +73,51 @@ def estimate_latency(path: Path, target: str, precision: str | None = None) -> d
         "estimates": {name: result.to_json() for name, result in found.items()},
         "notes": notes,
     }
+
+
+def basis_for(resolved: ResolvedTarget) -> tuple[Device, Basis] | None:
+    """Return what estimates of a target stand on; None where it is not estimated.
+
+    Raises:
+        UserError: The fit that is kept for the target is damaged.
+    """
+    try:
+        device = device_of(resolved)
+    except UserError:
+        return None
+    return device, fitted_basis(device)
+
+
+def estimate_files(
+    files: Mapping[str, Path], resolved: ResolvedTarget
+) -> dict[str, LatencyEstimate]:
+    """Estimate the files of a bundle that is being made.
+
+    Args:
+        files: Precision to ONNX file; the plain one under ``fp32`` tells the kernels.
+        resolved: Where they would run.
+
+    Returns:
+        Precision to estimate; nothing for a target that is not estimated, or without the plain
+        file.
+
+    Raises:
+        UserError: The fit that is kept for the target is damaged.
+    """
+    ground = basis_for(resolved)
+    if ground is None or "fp32" not in files:
+        return {}
+    device, basis = ground
+    layers = _layers(files["fp32"], resolved)
+    found: dict[str, LatencyEstimate] = {}
+    for precision in resolved.flavours:
+        if precision in files:
+            mine = _as_quantized(layers, files.get("int8"), precision)
+            one = estimate(mine, device, precision, basis)
+            found[precision] = LatencyEstimate(
+                ms=one.ms, low_ms=one.low_ms, high_ms=one.high_ms, basis=one.basis
+            )
+    return found
 
 
 def fit_board(results: Sequence[Path], bundles: Sequence[Path], target: str) -> DeviceFit:
@@ -157,10 +204,10 @@ def _measurements(
         if model["sha256"] != sha256_file(bundle.model(precision)):
             continue
         if name not in layers:
-            layers[name] = _layers(bundle, bundle.folder, resolved)
+            layers[name] = _layers(bundle.model("fp32"), resolved)
         one = cast("Precision", precision)
         figures = model.get("gpu_compute_ms") or model["latency_ms"]
-        mine = _as_quantized(layers[name], bundle, one)
+        mine = _as_quantized(layers[name], _int8_model(bundle), one)
         found.append(Measurement(key, mine, one, float(figures["median"]), str(model["sha256"])))
     return found
 
@@ -176,18 +223,19 @@ def _precisions(resolved: ResolvedTarget, asked: str | None) -> list[Precision]:
     return [one for one in resolved.flavours if one == asked]
 
 
-def _layers(bundle: Bundle | None, path: Path, resolved: ResolvedTarget) -> list[FusedLayer]:
-    turing = (resolved.target.sm or 0) >= TURING
-    return fused_layers(path if bundle is None else bundle.model("fp32"), turing=turing)
+def _layers(plain: Path, resolved: ResolvedTarget) -> list[FusedLayer]:
+    return fused_layers(plain, turing=(resolved.target.sm or 0) >= TURING)
+
+
+def _int8_model(bundle: Bundle) -> Path | None:
+    return bundle.model("int8") if "int8" in bundle.manifest.models else None
 
 
 def _as_quantized(
-    layers: list[FusedLayer], bundle: Bundle | None, precision: Precision
+    layers: list[FusedLayer], int8: Path | None, precision: Precision
 ) -> list[FusedLayer]:
-    """Take from a bundle's own INT8 file which layers are INT8; without one, shapes decide."""
-    if bundle is None or precision != "int8" or "int8" not in bundle.manifest.models:
-        return layers
-    names = quantized_nodes(bundle.model("int8"))
+    """Take from the INT8 file itself which layers are INT8; without one, shapes decide."""
+    names = quantized_nodes(int8) if int8 is not None and precision == "int8" else None
     if not names:
         return layers
     return [

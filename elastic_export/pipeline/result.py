@@ -15,6 +15,7 @@ from elastic_export.elastic import Descendant
 from elastic_export.engine import tensorrt_rtx
 from elastic_export.pipeline.bundling import Content, bundle
 from elastic_export.pipeline.descend import Named
+from elastic_export.pipeline.estimating import estimate_files
 from elastic_export.pipeline.exporting import CHECKS, DENSE, LEAN, File, files_for
 from elastic_export.pipeline.measuring import accuracies, latencies, samples
 from elastic_export.pipeline.workshop import Workshop
@@ -155,6 +156,7 @@ def _bundle(
         bytes={p: path.stat().st_size for p, path in content.paths.items()},
         accuracy=dict(content.accuracy),
         latency=speed,
+        estimate=estimate_files(content.paths, target),
         hardware_macs=cost.hardware_macs if target.target.sparse_2_4 else cost.macs,
         chosen=chosen,
         chosen_because=because,

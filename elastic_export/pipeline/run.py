@@ -30,6 +30,7 @@ from elastic_export.pipeline.boards import (
     visits_of,
 )
 from elastic_export.pipeline.descend import Named, descend, make_supernet, wanted_specs
+from elastic_export.pipeline.estimating import basis_for
 from elastic_export.pipeline.exporting import (
     DENSE,
     LEAN,
@@ -149,6 +150,7 @@ def _targets(recipe: Recipe) -> list[ResolvedTarget]:
         check_target(recipe, target)
         if target.software.runtime == "tensorrt":
             timing_arguments(target.software.runtime_version)  # an unknown release is told now
+        basis_for(target)  # and so is a damaged fit
     check_placement(recipe, targets)
     return targets
 

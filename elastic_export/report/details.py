@@ -32,12 +32,14 @@ class TargetDetails:
     """One target over all descendants; ``notes`` hold for all of them unless they name one.
 
     ``board`` is where it was measured, empty for this machine or nowhere; ``latencies`` are those
-    of a board, because the final table shows the others.
+    of a board, because the final table shows the others; ``estimates`` stand for what was measured
+    nowhere.
     """
 
     name: str
     board: str
     latencies: Grid
+    estimates: Grid
     bundles: Grid
     engines: Grid
     checks: Grid
@@ -60,6 +62,7 @@ def describe_targets(result: BuildResult) -> list[TargetDetails]:
                 name=target,
                 board=board,
                 latencies=_latencies(latency_rows(result, target)) if board else Grid(),
+                estimates=_estimates(own),
                 bundles=_bundles(own),
                 engines=_engines(own),
                 checks=_checks(own),
@@ -138,6 +141,22 @@ def _latencies(lines: Sequence[LatencyRow]) -> Grid:
         for line in lines
     ]
     return _without_empty_columns(header, rows)
+
+
+def _estimates(own: Sequence[tuple[str, BundleResult]]) -> Grid:
+    rows = [
+        (
+            name,
+            precision,
+            milliseconds(one.ms),
+            f"{milliseconds(one.low_ms)} to {milliseconds(one.high_ms)}",
+            one.basis,
+        )
+        for name, bundle in own
+        for precision, one in bundle.estimate.items()
+    ]
+    header = ("Descendant", "Precision", "Estimate, ms", "Range of the estimate, ms", "Constants")
+    return Grid(header, tuple(rows)) if rows else Grid()
 
 
 def _bundles(own: Sequence[tuple[str, BundleResult]]) -> Grid:

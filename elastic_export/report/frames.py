@@ -17,6 +17,7 @@ __all__ = [
     "LatencyRow",
     "Row",
     "accuracy_sources",
+    "estimated_targets",
     "final_rows",
     "latency_rows",
     "measured_target",
@@ -155,6 +156,17 @@ def measured_targets(result: BuildResult) -> list[str]:
 def measured_target(result: BuildResult) -> str | None:
     """Name the target that the final table is about: measured here, else on a board, or None."""
     return next(iter(measured_targets(result)), None)
+
+
+def estimated_targets(result: BuildResult) -> list[str]:
+    """List the targets that hold an estimate."""
+    found = [
+        bundle.target
+        for descendant in result.descendants
+        for bundle in descendant.bundles
+        if bundle.estimate
+    ]
+    return list(dict.fromkeys(found))
 
 
 def where_measured(result: BuildResult, target: str) -> str:

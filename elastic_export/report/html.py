@@ -16,6 +16,7 @@ from elastic_export.report.details import cell, describe_targets, flat
 from elastic_export.report.frames import (
     Row,
     accuracy_sources,
+    estimated_targets,
     final_rows,
     measured_target,
     measured_targets,
@@ -71,6 +72,7 @@ def to_html(result: BuildResult, plots: Sequence[tuple[Plot, str]]) -> str:
             for plot, svg in plots
         ],
         front=accuracy_latency(result).front,
+        estimated=estimated_targets(result),
         targets=describe_targets(result),
         quantization=describe_quantization(result),
         returned=returned_layers(result),

@@ -191,7 +191,9 @@ def _elsewhere(result: BuildResult) -> str:
     ]
     parts = []
     if here and others:
-        parts.append(f"Nothing was timed on {_listed(others)}")
+        estimated = any(bundle.estimate for bundle in _bundles(result))
+        told = " (the page holds estimates)" if estimated else ""
+        parts.append(f"Nothing was timed on {_listed(others)}{told}")
     if accepted:
         runtimes = sorted({str(engine.get("runtime", "a builder")) for engine in accepted})
         plural = "engine was" if len(accepted) == 1 else "engines were"

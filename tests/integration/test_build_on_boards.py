@@ -114,6 +114,7 @@ def test_a_build_measures_on_boards_and_reports_it(recipe: Path, server: Server)
     assert (int8["status"], int8["version"], int8["picked_sparse"]) == ("built", "10.3.0", ["fc1"])
     assert jetson.latency["int8"].runner == "TensorRT 10.3.0"
     assert not any("No engine was built" in note for note in jetson.notes)
+    assert not jetson.estimate
 
     lines = list(csv.DictReader((out / "latencies.csv").open()))
     assert [(line["target"], line["on"]) for line in lines] == [
@@ -154,6 +155,7 @@ def test_what_fails_on_a_board_leaves_the_rest_of_the_report(recipe: Path, serve
     assert here.latency
     assert arm.latency
     assert not jetson.latency
+    assert jetson.estimate
     assert any("No engine was built" in note for note in jetson.notes)
     # Once the board is well again, only it is visited.
     server.set(STAND_IN_VERSION="10.3.0", STAND_IN_SECONDS="0.02")

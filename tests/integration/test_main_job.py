@@ -77,6 +77,12 @@ def test_the_report_holds_every_figure(job: Job) -> None:
         assert host.chosen in host.latency
         assert host.hardware_macs == one.cost.macs
         assert a10.hardware_macs == one.cost.hardware_macs
+        assert not host.estimate
+        for away in (a10, orin):
+            assert not away.latency
+            for estimate in away.estimate.values():
+                assert 0 < estimate.low_ms < estimate.ms < estimate.high_ms
+            assert set(away.estimate) == {"fp32", "fp16", "int8"}
         assert set(host.accuracy) == {"fp32", "int8"}
         assert (host.accuracy["int8"].how, a10.accuracy["int8"].how) == ("deployed", "emulated")
         assert set(a10.accuracy) == set(orin.accuracy) == {"fp32", "fp16", "int8"}

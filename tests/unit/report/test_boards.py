@@ -62,7 +62,7 @@ def test_sentences_tell_of_boards(make_result):
     told = " ".join(sentences(make_result(3, board=True)))
     assert f"On {ORIN}, measured on user@orin, the chosen files take 1.07 to 2.24 ms" in told
     assert "INT8 runs at 1.25 times the speed of FP16" in told
-    assert "Nothing was timed on rtx-a6000 and orin-nano-8gb;" in told
+    assert "Nothing was timed on rtx-a6000 and orin-nano-8gb (the page holds estimates);" in told
     assert ORIN not in told[told.index("Nothing was timed on") :]
     assert "All 15 latency measurements settled." in told
 
@@ -121,3 +121,19 @@ def test_a_board_fits_a_narrow_terminal(make_result):
     assert max(len(line) for line in shown.splitlines()) <= 80
     assert "\u2026" not in shown
     assert "unpinned" in shown
+
+
+def test_estimates_stand_apart_with_their_range(make_result):
+    result = make_result(2)
+    page = to_html(result, [])
+    assert "Latency estimates, not measured (2)" in page
+    assert "0.375 to 0.665" in page
+    assert "fitted to 66 published figures" in page
+    assert "Latency for rtx-a6000" in page
+    assert "Nothing was timed on rtx-a6000 and orin-nano-8gb (the page holds estimates)" in page
+    # Nowhere else: not in tables of measured figures, not in their files, not in plots.
+    assert "0.500" not in text(result, 120)
+    assert {row.target for row in latency_rows(result)} == {"host-cpu"}
+    assert {point.x for point in accuracy_latency(result).points}.isdisjoint({0.5})
+    none = to_html(make_result(2, gpu=False), [])
+    assert "No latency here is an estimate" in none
