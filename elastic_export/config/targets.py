@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from elastic_export.config.dla import check_dla, narrowed, split_dla, with_dla
 from elastic_export.config.recipe import Recipe
 from elastic_export.config.target import Flavour, Precision, Software, Target
 from elastic_export.config.target_files import find_target
@@ -13,7 +14,9 @@ from elastic_export.errors import UserError
 
 __all__ = ["ResolvedTarget", "check_target", "load_target", "plain_mode"]
 
-_FORM = "NAME@SOFTWARE:MODE, for example orin-nano-8gb@jp6.2:15W"
+_FORM = (
+    "NAME@SOFTWARE:MODE, for example orin-nano-8gb@jp6.2:15W, or NAME+dla@SOFTWARE:MODE for the DLA"
+)
 # Graphs are lowered to 13 at the least; FP16 scales are valid ONNX from 19 on, and the integer
 # forms for ONNX Runtime are written at the opset of its own release.
 _LOWEST_OPSET = {"plain": 13, "ort-cpu": 18, "ort-trt": 13, "trt-strong": 19, "trt-weak": 13}
@@ -29,20 +32,22 @@ class ResolvedTarget:
     """A profile with its software and power mode chosen.
 
     Attributes:
-        target: The device profile.
-        software: The entry of ``target.software`` that was asked for, or the first.
+        target: The device profile; for a DLA, what of it holds there (`config.dla.narrowed`).
+        software: The entry of ``target.software`` that was asked for, or the first; likewise.
         power_mode: The mode that was asked for, or the first; None for a device without modes.
+        dla: The DLA core that runs the network; None for the GPU, or the CPU of a host.
     """
 
     target: Target
     software: Software
     power_mode: str | None
+    dla: int | None = None
 
     @property
     def identity(self) -> str:
         """Write the target in full: ``orin-nano-8gb@jp6.2:15W``."""
         mode = f":{self.power_mode}" if self.power_mode else ""
-        return f"{self.target.name}@{self.software.name}{mode}"
+        return f"{with_dla(self.target.name, self.dla)}@{self.software.name}{mode}"
 
     @property
     def flavours(self) -> dict[Precision, Flavour]:
@@ -64,22 +69,25 @@ def load_target(identity: str) -> ResolvedTarget:
     """Read the profile that ``identity`` names and choose its software and power mode.
 
     Args:
-        identity: ``NAME[@SOFTWARE[:MODE]]``, where NAME is a target of the user's folder or a
-            shipped one, an alias of it, or a path to a profile of one's own; parts that are left
-            out default to the profile's first.
+        identity: ``NAME[+dla[CORE]][@SOFTWARE[:MODE]]``, where NAME is a target of the user's
+            folder or a shipped one, an alias of it, or a path to a profile of one's own; parts that
+            are left out default to the profile's first, CORE to 0.
 
     Raises:
         UserError: For an unknown or ambiguous part, naming the known ones; for software whose
-            engines no builder makes for this device.
+            engines no builder makes for this device; for a DLA that is not there or that this
+            software cannot use.
     """
-    name, software_name, mode = _parts(identity)
+    device, software_name, mode = _parts(identity)
+    name, core = split_dla(device)
     target = find_target(name)
     software = _software(target, software_name) if software_name else target.software[0]
-    found = ResolvedTarget(target, software, None)
+    if core is not None:
+        target, software = narrowed(target, software, core)
+    found = ResolvedTarget(target, software, None, core)
     _refuse_unbuildable(found)
-    if not mode:
-        return ResolvedTarget(target, software, next(iter(found.power_modes), None))
-    return ResolvedTarget(target, software, _mode(found, mode))
+    chosen = _mode(found, mode) if mode else next(iter(found.power_modes), None)
+    return replace(found, power_mode=chosen)
 
 
 def check_target(recipe: Recipe, target: ResolvedTarget) -> None:
@@ -91,6 +99,10 @@ def check_target(recipe: Recipe, target: ResolvedTarget) -> None:
     Raises:
         UserError: Naming why, and what to use instead.
     """
+    if target.dla is not None:
+        check_dla(recipe, target.identity)
+        _check_opset(target, "fp16")
+        return
     profile = target.target
     precision = recipe.quantize.precision if recipe.quantize else "fp32"
     lacking, without = [], []
@@ -110,6 +122,10 @@ def check_target(recipe: Recipe, target: ResolvedTarget) -> None:
             f"Use what it runs ({', '.join(target.flavours)}) by leaving that out with "
             f'"{" ".join(without)}"{instead or ", or choose another target"}.',
         )
+    _check_opset(target, precision)
+
+
+def _check_opset(target: ResolvedTarget, precision: Precision) -> None:
     flavour = target.flavours[precision]
     if target.software.max_opset < _LOWEST_OPSET[flavour]:
         raise UserError(
@@ -194,6 +210,7 @@ def _parts(identity: str) -> tuple[str, str, str]:
         return identity, "", ""
     name, _, rest = identity.partition("@")
     software, _, mode = rest.partition(":")
-    if not name or ":" in mode or "@" in rest or (":" in name and not Path(name).is_file()):
+    odd = ":" in mode or "@" in rest or "+" in rest
+    if not name or odd or (":" in name and not Path(split_dla(name)[0]).is_file()):
         raise UserError(f'"{identity}" does not name a target.', f"Write {_FORM}.")
     return name, software, mode
