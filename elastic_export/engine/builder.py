@@ -173,7 +173,7 @@ class EngineBuilder:
         with deferred_interrupt() as interrupt:
             builder = self.trt.Builder(log)
             network, _parser = make_network(self.trt, self.release, builder, log, graph, options)
-            config = make_settings(self.trt, self.release, builder, options)
+            config = make_settings(self.trt, self.release, builder, network, options)
             monitor = None
             if self.release.monitor:
                 label = f"build {out.name} for sm_{sm}"
@@ -188,7 +188,7 @@ class EngineBuilder:
             reason = f"{graph.mentioned(reason)}{reason}"
             raise refused(graph, self.release, self.version, reason)
         data = bytes(engine)
-        layers, why_not = self._layers(data, sm)
+        layers, why_not = self._layers(data, sm, options.dla)
         write_engine(
             out,
             data,
@@ -197,6 +197,7 @@ class EngineBuilder:
                 "version": self.version,
                 "sm": sm,
                 "hardware": options.hardware,
+                "dla": options.dla,
                 "typing": options.typing,
                 "flags": options.flags,
                 "onnx_sha256": sha256_file(onnx_path),
@@ -222,7 +223,7 @@ class EngineBuilder:
         sm = self.sm
         if sm is not None:
             check_engine_fits(header, runtime=self.runtime, version=self.version, sm=sm)
-        return self._layers(engine.read_bytes(), header.sm)
+        return self._layers(engine.read_bytes(), header.sm, header.dla)
 
     def load(self, engine: Path) -> tuple[Any, Any]:
         """Load an engine that fits.
@@ -237,7 +238,7 @@ class EngineBuilder:
         header = read_header(engine)
         check_engine_fits(header, runtime=self.runtime, version=self.version, sm=self.sm)
         log = make_log(self.trt)
-        runtime = self.trt.Runtime(log)
+        runtime = self._runtime(log, header.dla)
         loaded = runtime.deserialize_cuda_engine(engine.read_bytes())
         if loaded is None:
             reason = log.errors[-1] if log.errors else "it gives no reason"
@@ -271,13 +272,22 @@ class EngineBuilder:
             )
         return here
 
-    def _layers(self, data: bytes, sm: int) -> tuple[list[EngineLayer] | None, str]:
+    def _runtime(self, log: Any, dla: int | None) -> Any:
+        runtime = self.trt.Runtime(log)
+        if dla is not None:
+            # Core 0 would run it otherwise (github.com/microsoft/onnxruntime issue 26680).
+            runtime.DLA_core = dla
+        return runtime
+
+    def _layers(
+        self, data: bytes, sm: int, dla: int | None
+    ) -> tuple[list[EngineLayer] | None, str]:
         if self.sm is None:
             return None, "an engine tells its layers once it is loaded, and no GPU is seen here"
         if self.release.chooses_sm and self.sm != sm:
             return None, f"the engine is for sm_{sm}, and the GPU here is sm_{self.sm}"
         log = make_log(self.trt)
-        engine = self.trt.Runtime(log).deserialize_cuda_engine(data)
+        engine = self._runtime(log, dla).deserialize_cuda_engine(data)
         if engine is None:
             return None, log.errors[-1] if log.errors else "the engine cannot be loaded here"
         inspector = engine.create_engine_inspector()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from elastic_export.config.dla import core_of
 from elastic_export.config.transform import Transform
 from elastic_export.engine.bundle_manifest import Manifest, Port
 from elastic_export.engine.trtexec import timing_arguments
@@ -135,7 +136,8 @@ def _tensorrt(manifest: Manifest) -> str:
     if not scripts or manifest.runtime.version is None:
         return ""
     build = "\n".join(f"sh {name}" for name in scripts)
-    flags = " \\\n  ".join(timing_arguments(manifest.runtime.version))
+    dla = core_of(manifest.target)
+    flags = " \\\n  ".join(timing_arguments(manifest.runtime.version, dla))
     return (
         "## Build and time it with TensorRT\n\n"
         "An engine belongs to the board and the TensorRT that built it, so build it there. It goes "
@@ -145,9 +147,19 @@ def _tensorrt(manifest: Manifest) -> str:
         "Then time it, with the path that the script printed for ENGINE:\n\n"
         "```sh\n/usr/src/tensorrt/bin/trtexec --loadEngine=ENGINE \\\n"
         f"  {flags} \\\n  --exportTimes=times.json\n```\n\n"
-        "Whether 2:4 kernels were used is what the build prints under `(Sparsity)`; the builder "
-        "takes dense ones where those are faster."
+        + (_SPARSITY if dla is None else _DLA.format(core=dla))
     )
+
+
+_SPARSITY = (
+    "Whether 2:4 kernels were used is what the build prints under `(Sparsity)`; the builder takes "
+    "dense ones where those are faster."
+)
+_DLA = (
+    "The engine is for DLA core {core}, and whatever loads it must name that core: `--useDLACore` "
+    "here, `runtime.DLA_core` in Python. How many layers run there, and how many fell back to the "
+    "GPU, is what the build prints last."
+)
 
 
 def _engines(manifest: Manifest) -> str:

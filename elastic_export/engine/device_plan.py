@@ -11,7 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from elastic_export.engine.trtexec import RELEASES, Release, build_arguments
+from elastic_export.config.dla import LAST_RELEASE
+from elastic_export.engine.trtexec import (
+    RELEASES,
+    Release,
+    build_arguments,
+    load_arguments,
+    steady_arguments,
+)
 from elastic_export.errors import UserError
 
 __all__ = ["PLAN", "Graph", "device_plan"]
@@ -29,6 +36,7 @@ class Graph:
         quantized: It holds Q/DQ.
         half: A weakly typed graph may run in FP16.
         pins: Nodes of a weakly typed graph that stay in FP32.
+        dla: The DLA core that runs it; None for the GPU.
     """
 
     strongly_typed: bool
@@ -36,6 +44,7 @@ class Graph:
     quantized: bool
     half: bool
     pins: Sequence[str] = ()
+    dla: int | None = None
 
 
 def device_plan(graphs: Mapping[str, Graph]) -> bytes:
@@ -46,8 +55,9 @@ def device_plan(graphs: Mapping[str, Graph]) -> bytes:
 
     Returns:
         JSON: for each precision the releases that can build it, each with trtexec's arguments for
-        building (``{mib}`` stands for the workspace; None where only the Python module can do it)
-        and timing, and with what the Python module is told (``api``).
+        building (``{mib}`` stands for the workspace; None where only the Python module can do it),
+        for every run of the engine (``load``) and for timing it, and with what the Python module is
+        told (``api``). Releases that cannot use a DLA are left out for a model that runs there.
     """
     precisions = {p: {"releases": _releases(graph)} for p, graph in graphs.items()}
     plan = {"schema_version": 1, "precisions": precisions}
@@ -58,18 +68,20 @@ def _releases(graph: Graph) -> list[dict[str, Any]]:
     found = []
     for release in RELEASES:
         typed = release.strong_flag is not None if graph.strongly_typed else release.weak
-        if typed:
+        if typed and (graph.dla is None or release.first <= LAST_RELEASE):
             found.append(_entry(release, graph))
     return found
 
 
 def _entry(release: Release, graph: Graph) -> dict[str, Any]:
     weak = not graph.strongly_typed
+    last = release.last if graph.dla is None else min(release.last, LAST_RELEASE)
     return {
         "first": list(release.first),
-        "last": list(release.last),
+        "last": list(last),
         "build": _build(release, graph),
-        "time": [*release.timing_flags, release.percentile],
+        "load": load_arguments(graph.dla),
+        "time": [*steady_arguments(release, graph.dla), release.percentile],
         "level": "--builderOptimizationLevel={level}" if release.first >= (8, 6) else None,
         "api": {
             "strong": graph.strongly_typed,
@@ -77,6 +89,7 @@ def _entry(release: Release, graph: Graph) -> dict[str, Any]:
             "fp16": weak and (graph.half or graph.quantized),
             "int8": weak and graph.quantized,
             "sparse": graph.sparse,
+            "dla": graph.dla,
             "pins": list(graph.pins) if weak and (graph.half or graph.quantized) else [],
         },
     }
@@ -93,6 +106,7 @@ def _build(release: Release, graph: Graph) -> list[str] | None:
             workspace="{mib}",
             half=graph.half,
             pins=graph.pins,
+            dla=graph.dla,
         )
     except UserError:
         return None  # trtexec of that release cannot keep single layers in FP32

@@ -3,14 +3,32 @@
 The API of 8.2 has them (``ILayer.precision`` with the builder flag ``OBEY_PRECISION_CONSTRAINTS``),
 and JetPack 4.6 installs the ``tensorrt`` module for its Python 3.6, so the script asks there. The
 nodes are told by their names, as ``export.lowering`` wrote them.
+
+Of a DLA the API is ``IBuilderConfig.default_device_type``, ``DLA_core`` and the flag
+``GPU_FALLBACK``; it has no FP32, so the kept nodes are told to the GPU (``set_device_type``).
 """
 
 from __future__ import annotations
 
-__all__ = ["python_script"]
+__all__ = ["PLACED", "python_script"]
+
+PLACED = """\
+# What the builder says of the DLA: how many of the engine's layers run there.
+count() { grep -cF "$1" "$log" || true; }
+echo "Layers on the DLA: $(count "[DlaLayer]"); on the GPU: $(count "[GpuLayer]"), names in $log"
+"""
+"""The end of a build script for a DLA (lines of the log: jetson_dla_tutorial of NVIDIA-AI-IOT)."""
 
 
-def python_script(onnx_name: str, *, version: str, sparse: bool, quantized: bool, pins: int) -> str:
+def python_script(
+    onnx_name: str,
+    *,
+    version: str,
+    sparse: bool,
+    quantized: bool,
+    pins: int,
+    dla: int | None = None,
+) -> str:
     """Write the shell script; it behaves as that of ``trtexec_script``.
 
     Args:
@@ -19,6 +37,7 @@ def python_script(onnx_name: str, *, version: str, sparse: bool, quantized: bool
         sparse: Let the builder time 2:4 kernels against dense ones.
         quantized: The graph holds Q/DQ.
         pins: How many nodes must run in FP32; another number of layers is an error.
+        dla: The DLA core that runs the other nodes; None for the GPU.
     """
     from elastic_export.export.lowering import SUFFIX  # which loads onnx
 
@@ -30,8 +49,18 @@ def python_script(onnx_name: str, *, version: str, sparse: bool, quantized: bool
         flags=" ".join([*flags, "OBEY_PRECISION_CONSTRAINTS"]),
         suffix=SUFFIX,
         pins=pins,
+        device="" if dla is None else _ON_DLA.format(core=dla),
+        keep="" if dla is None else _ON_GPU,
+        said="" if dla is None else PLACED,
     )
 
+
+_ON_DLA = """\
+config.default_device_type = trt.DeviceType.DLA
+config.DLA_core = {core}
+config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+"""
+_ON_GPU = "        config.set_device_type(layer, trt.DeviceType.GPU)\n"
 
 # Python 3.6 reads what is between the marks.
 _SCRIPT = """\
@@ -78,18 +107,18 @@ with open(onnx, "rb") as file:
     if not parser.parse(file.read()):
         sys.exit("\\n".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
 
-pinned = 0
+config = builder.create_builder_config()
+{device}pinned = 0
 for index in range(network.num_layers):
     layer = network.get_layer(index)
     if layer.name.endswith("{suffix}"):
         layer.precision = trt.float32
         for output in range(layer.num_outputs):
             layer.set_output_type(output, trt.float32)
-        pinned += 1
+{keep}        pinned += 1
 if pinned != {pins}:
     sys.exit("%d layers are to be kept in FP32, and {pins} were expected." % pinned)
 
-config = builder.create_builder_config()
 config.max_workspace_size = int(workspace) << 20
 config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 for flag in "{flags}".split():
@@ -115,5 +144,5 @@ then
     exit 1
 fi
 mv "$plan.part" "$plan"
-echo "Built $plan"
+{said}echo "Built $plan"
 """

@@ -30,8 +30,9 @@ _EXACT = 3
 class EngineHeader(Schema):
     """Where an engine fits, and how it came to be.
 
-    ``sm`` is the compute capability times ten; ``layers`` are None where the machine that built
-    the engine could not load it; ``log_tail`` are the builder's last lines.
+    ``sm`` is the compute capability times ten; ``dla`` the DLA core that runs it, None for the GPU;
+    ``layers`` are None where the machine that built the engine could not load it; ``log_tail`` are
+    the builder's last lines.
     """
 
     kind: Literal["elastic-export engine"] = "elastic-export engine"
@@ -40,6 +41,7 @@ class EngineHeader(Schema):
     version: str
     sm: int
     hardware: str = "none"
+    dla: int | None = None
     typing: Literal["strong", "weak"]
     flags: tuple[str, ...] = ()
     onnx_sha256: str

@@ -2,6 +2,9 @@
 
 The flags come from the option parser of each TensorRT release (``samples/common/sampleOptions.cpp``
 in github.com/NVIDIA/TensorRT); releases whose parser was not compared are refused, not guessed.
+What a DLA is given is in ``samples/common/sampleEngines.cpp`` there: with ``--useDLACore`` trtexec
+asks for FP16 by itself and sets ``PREFER_PRECISION_CONSTRAINTS``, so that pinned layers are
+preferred in FP32 on it and not demanded. CUDA graphs take no DLA (issue 3524 there).
 """
 
 from __future__ import annotations
@@ -10,10 +13,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elastic_export.engine.python_build import python_script
+from elastic_export.config.dla import LAST_RELEASE, has_dla
+from elastic_export.engine.python_build import PLACED, python_script
 from elastic_export.errors import UserError
 
-__all__ = ["RELEASES", "Release", "build_arguments", "timing_arguments", "trtexec_script"]
+__all__ = [
+    "RELEASES",
+    "Release",
+    "build_arguments",
+    "load_arguments",
+    "steady_arguments",
+    "timing_arguments",
+    "trtexec_script",
+]
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*\.onnx")
@@ -39,7 +51,8 @@ class Release:
     layer_precisions: bool = True
 
 
-_STEADY = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers")
+_GRAPH = "--useCudaGraph"
+_STEADY = (_GRAPH, "--useSpinWait", "--noDataTransfers")
 _POOL = "--memPoolSize=workspace:{mib}"
 _LIST = "--percentile=90,95,99"
 
@@ -74,6 +87,7 @@ def build_arguments(
     workspace: str,
     half: bool = True,
     pins: Sequence[str] = (),
+    dla: int | None = None,
 ) -> list[str]:
     """List the arguments that make a builder accept this kind of graph.
 
@@ -88,17 +102,30 @@ def build_arguments(
         half: A weakly typed graph may run in FP16.
         pins: Nodes of a weakly typed graph that must run in FP32 all the same
             (``export.lowering.pinned_nodes``); the parser names layers after nodes.
+        dla: The DLA core to build for, which takes a weakly typed graph in FP16 alone; layers that
+            it does not run go to the GPU. None for the GPU.
 
     Returns:
         For example ``['--stronglyTyped', '--sparsity=enable', '--memPoolSize=workspace:1024',
         '--skipInference', '--profilingVerbosity=detailed']``.
 
     Raises:
-        UserError: The release is unknown, has no such typing, or its trtexec has no pins.
-        ValueError: A pinned node has a name that the option could not hold.
+        UserError: The release is unknown, has no such typing or no DLA, or its trtexec has no pins.
+        ValueError: A pinned node has a name that the option could not hold, or a DLA is to run
+            something else than FP16.
     """
     release = _release(version)
     arguments = []
+    if dla is not None:
+        if strongly_typed or quantized or not half:
+            raise ValueError("a DLA takes FP16 alone, from a weakly typed graph")
+        if not has_dla(version):
+            raise UserError(
+                f"TensorRT {version} cannot use a DLA; {LAST_RELEASE[0]}.{LAST_RELEASE[1]} was the "
+                "last release that could.",
+                "Use the board's GPU, or a JetPack with an older TensorRT.",
+            )
+        arguments += [*load_arguments(dla), "--allowGPUFallback"]
     if strongly_typed:
         if release.strong_flag is None:
             raise UserError(
@@ -116,7 +143,7 @@ def build_arguments(
         arguments += ["--fp16"] if half or quantized else []
         arguments += ["--int8"] if quantized else []
         if pins and (half or quantized):
-            arguments += _pinning(version, release, pins)
+            arguments += _pinning(version, release, pins, "obey" if dla is None else "prefer")
     if sparse:
         arguments.append("--sparsity=enable")
     return [
@@ -127,7 +154,16 @@ def build_arguments(
     ]
 
 
-def _pinning(version: str, release: Release, pins: Sequence[str]) -> list[str]:
+def load_arguments(dla: int | None) -> list[str]:
+    """List what every run of a built engine needs beside ``--loadEngine``.
+
+    Args:
+        dla: The DLA core; None for the GPU.
+    """
+    return [] if dla is None else [f"--useDLACore={dla}"]
+
+
+def _pinning(version: str, release: Release, pins: Sequence[str], how: str) -> list[str]:
     """Keep layers in FP32, and what they hand on too: a square that is stored in FP16 overflows."""
     if not release.layer_precisions:
         raise UserError(
@@ -140,21 +176,31 @@ def _pinning(version: str, release: Release, pins: Sequence[str]) -> list[str]:
         raise ValueError(f"{odd!r} cannot be named to trtexec")
     listed = ",".join(f"{name}:fp32" for name in pins)
     return [
-        "--precisionConstraints=obey",
+        f"--precisionConstraints={how}",
         f"--layerPrecisions={listed}",
         f"--layerOutputTypes={listed}",
     ]
 
 
-def timing_arguments(version: str) -> list[str]:
+def steady_arguments(release: Release, dla: int | None) -> list[str]:
+    """List the flags for steady timing; a DLA's work cannot be captured in a CUDA graph."""
+    return [flag for flag in release.timing_flags if dla is None or flag != _GRAPH]
+
+
+def timing_arguments(version: str, dla: int | None = None) -> list[str]:
     """List the arguments for a fair timing: warm, at least 15 s and 1000 calls, no transfers.
+
+    Args:
+        version: Of TensorRT.
+        dla: The DLA core that runs the engine; None for the GPU.
 
     Raises:
         UserError: The release is unknown.
     """
     release = _release(version)
     return [
-        *release.timing_flags,
+        *load_arguments(dla),
+        *steady_arguments(release, dla),
         "--warmUp=1000",
         "--duration=15",
         "--iterations=1000",
@@ -171,6 +217,7 @@ def trtexec_script(
     quantized: bool = False,
     half: bool = True,
     pins: Sequence[str] = (),
+    dla: int | None = None,
 ) -> str:
     """Write the shell script that builds the engine on the device.
 
@@ -188,10 +235,11 @@ def trtexec_script(
         version: Of TensorRT on the device.
         quantized: A weakly typed graph holds Q/DQ.
         half: A weakly typed graph may run in FP16.
-        pins: See `build_arguments`.
+        pins: See `build_arguments`, as is ``dla``.
+        dla: The DLA core to build for; None for the GPU.
 
     Raises:
-        UserError: The release is unknown, or has no such typing.
+        UserError: The release is unknown, or has no such typing or no DLA.
         ValueError: ``onnx_name`` is not a plain file name, or a pinned node has an odd name.
     """
     if not FILE_NAME.fullmatch(onnx_name):
@@ -199,7 +247,7 @@ def trtexec_script(
     release = _release(version)
     if pins and not release.layer_precisions and not strongly_typed and (half or quantized):
         return python_script(
-            onnx_name, version=version, sparse=sparse, quantized=quantized, pins=len(pins)
+            onnx_name, version=version, sparse=sparse, quantized=quantized, pins=len(pins), dla=dla
         )
     arguments = build_arguments(
         version,
@@ -209,6 +257,7 @@ def trtexec_script(
         workspace="$workspace",
         half=half,
         pins=pins,
+        dla=dla,
     )
     # The workspace is the only argument that the shell has to fill in.
     quoted = [f'"{argument}"' if "$" in argument else argument for argument in arguments]
@@ -219,7 +268,7 @@ def trtexec_script(
         version=version,
         trtexec=TRTEXEC,
         arguments=listed,
-        sparsity=_SPARSITY if sparse else "",
+        said=(_SPARSITY if sparse else "") + ("" if dla is None else PLACED),
     )
 
 
@@ -272,7 +321,7 @@ if ! "$trtexec" --onnx="$onnx" --saveEngine="$plan.part" \\
     exit 1
 fi
 mv "$plan.part" "$plan"
-{sparsity}echo "Built $plan"
+{said}echo "Built $plan"
 """
 
 _SPARSITY = """\

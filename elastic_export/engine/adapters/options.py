@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from elastic_export.config.dla import LAST_RELEASE, has_dla
 from elastic_export.engine.adapters.releases import TITLES, Release, Typing
 from elastic_export.errors import UserError
 
@@ -24,6 +25,8 @@ class BuildOptions:
         int8: Allow INT8 where the graph has Q/DQ (weak typing). Brings FP16 along: without it every
             other layer would run in FP32.
         pins: Nodes that stay in FP32 (weak typing): ``export.lowering.pinned_nodes``.
+        dla: The DLA core to build for, in FP16 by weak typing; what it does not run, pinned nodes
+            included, goes to the GPU. None for the GPU.
         sparse: Let the builder time 2:4 kernels against dense ones and take the faster.
         workspace_mib: Most scratch memory of a kernel, in MiB; None leaves the builder's default.
         level: Optimisation level, 0 (fast build) to 5; None leaves the builder's default.
@@ -37,6 +40,7 @@ class BuildOptions:
     fp16: bool = False
     int8: bool = False
     pins: tuple[str, ...] = ()
+    dla: int | None = None
     sparse: bool = False
     workspace_mib: int | None = None
     level: int | None = None
@@ -48,6 +52,8 @@ class BuildOptions:
         """Refuse what contradicts itself."""
         if self.typing == "strong" and (self.fp16 or self.int8 or self.pins):
             raise ValueError("a strongly typed graph says its precisions itself")
+        if self.dla is not None and (self.typing == "strong" or self.int8 or not self.fp16):
+            raise ValueError("a DLA takes FP16 alone, from a weakly typed graph")
         if self.level is not None and self.level not in LEVELS:
             raise ValueError(f"optimisation levels are 0 to 5, not {self.level}")
         if self.workspace_mib is not None and self.workspace_mib <= 0:
@@ -62,6 +68,7 @@ class BuildOptions:
             "SPARSE_WEIGHTS": self.sparse,
             # Without FP16 everything is FP32 already.
             "OBEY_PRECISION_CONSTRAINTS": bool(self.pins) and (self.fp16 or self.int8),
+            "GPU_FALLBACK": self.dla is not None,
         }
         return tuple(name for name, on in wanted.items() if on)
 
@@ -80,6 +87,12 @@ def check_options(options: BuildOptions, release: Release, version: str) -> None
             "strong": "Export the strongly typed flavour for it, or use TensorRT 10.16 or older.",
         }[only]
         raise UserError(f"{what} builds {only}ly typed networks only.", remedy)
+    if options.dla is not None and not (release.runtime == "tensorrt" and has_dla(version)):
+        last = ".".join(map(str, LAST_RELEASE))
+        raise UserError(
+            f"{what} cannot use a DLA; TensorRT {last} was the last release that could.",
+            "Use the board's GPU, or a JetPack with an older TensorRT.",
+        )
     if options.level is not None and not release.levels:
         raise UserError(
             f"{what} has no optimisation levels (8.6 and later have them).",

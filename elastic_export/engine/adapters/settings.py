@@ -13,7 +13,9 @@ from elastic_export.errors import UserError
 __all__ = ["keep_timings", "make_settings"]
 
 
-def make_settings(trt: Any, release: Release, builder: Any, options: BuildOptions) -> Any:
+def make_settings(
+    trt: Any, release: Release, builder: Any, network: Any, options: BuildOptions
+) -> Any:
     """Make the ``IBuilderConfig`` of a build.
 
     Raises:
@@ -24,6 +26,12 @@ def make_settings(trt: Any, release: Release, builder: Any, options: BuildOption
     for flag in options.flags:
         config.set_flag(getattr(trt.BuilderFlag, flag))
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.dla is not None:
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = options.dla
+        for layer in map(network.get_layer, range(network.num_layers)):
+            if layer.name in options.pins:  # a DLA has no FP32
+                config.set_device_type(layer, trt.DeviceType.GPU)
     if options.workspace_mib is not None:
         size = options.workspace_mib << 20
         if release.workspace == "pool":

@@ -57,6 +57,7 @@ def stand_in(version: str) -> Any:
     trt.ProfilingVerbosity = _enum("Verbosity", ["LAYER_NAMES_ONLY", "DETAILED", "NONE"])
     trt.LayerInformationFormat = _enum("Format", ["ONELINE", "JSON"])
     trt.TensorIOMode = _enum("Mode", ["NONE", "INPUT", "OUTPUT"])
+    trt.DeviceType = _enum("DeviceType", ["GPU", "DLA"])
     if number >= (8, 4):
         trt.MemoryPoolType = _enum("Pool", ["WORKSPACE", "DLA_MANAGED_SRAM"])
     if number >= (8, 6):
@@ -67,10 +68,21 @@ def stand_in(version: str) -> Any:
         trt.IProgressMonitor = _Monitor
     trt.Builder = lambda log: _builder(trt, number, log)
     trt.OnnxParser = lambda network, log: _parser(number, network, log)
-    trt.Runtime = lambda log: types.SimpleNamespace(
-        deserialize_cuda_engine=lambda data: _engine(trt, number, json.loads(bytes(data)))
-    )
+    trt.Runtime = lambda log: _runtime(trt, number)
     return trt
+
+
+def _runtime(trt: Any, number: tuple[int, int]) -> Any:
+    """Loads for core 0 of a DLA unless it is told another."""
+    runtime = types.SimpleNamespace(DLA_core=0)
+
+    def load(data: bytes) -> Any:
+        told = json.loads(bytes(data))
+        built_for = told["dla"] if told["device"] == "DLA" else 0
+        return _engine(trt, number, told) if runtime.DLA_core == built_for else None
+
+    runtime.deserialize_cuda_engine = load
+    return runtime
 
 
 def _enum(name: str, members: list[str]) -> Any:
@@ -131,6 +143,7 @@ class Cache:
 
 def _config(number: tuple[int, int], version: str) -> Any:
     slots = ["profiling_verbosity", "set", "cache", "pools"]
+    slots += ["default_device_type", "DLA_core", "devices"]
     slots += ["max_workspace_size"] if number < (10, 0) else []
     slots += ["builder_optimization_level"] if number >= (8, 6) else []
     slots += ["hardware_compatibility_level"] if number >= (8, 6) else []
@@ -140,7 +153,10 @@ def _config(number: tuple[int, int], version: str) -> Any:
         __slots__ = tuple(slots)
 
         def __init__(self) -> None:
-            self.set, self.pools, self.cache = [], {}, None
+            self.set, self.pools, self.cache, self.devices = [], {}, None, {}
+
+        def set_device_type(self, layer: Any, device: Any) -> None:
+            self.devices[layer.name] = device.name
 
         def set_flag(self, flag: Any) -> None:
             self.set.append(flag.name)
@@ -221,6 +237,9 @@ def _plan(network: Any, config: Any) -> bytes:
         "flags": config.set,
         "pools": config.pools,
         "verbosity": config.profiling_verbosity.name,
+        "device": getattr(getattr(config, "default_device_type", None), "name", "GPU"),
+        "dla": getattr(config, "DLA_core", None),
+        "devices": config.devices,
         "workspace": getattr(config, "max_workspace_size", None),
         "level": getattr(config, "builder_optimization_level", None),
         "hardware": getattr(getattr(config, "hardware_compatibility_level", None), "name", None),

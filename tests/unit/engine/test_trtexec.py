@@ -236,9 +236,9 @@ class Enum:
         return name
     FP16, INT8, SPARSE_WEIGHTS, OBEY_PRECISION_CONSTRAINTS = "FP16", "INT8", "SPARSE", "OBEY"
     VERBOSE, DETAILED, EXPLICIT_BATCH = "VERBOSE", "DETAILED", 0
-BuilderFlag = ProfilingVerbosity = NetworkDefinitionCreationFlag = Enum()
+BuilderFlag = ProfilingVerbosity = NetworkDefinitionCreationFlag = DeviceType = Enum()
 float32 = "float32"
-told = {"flags": [], "layers": {}}
+told = {"flags": [], "layers": {}, "config": {}, "devices": {}}
 class Logger:
     VERBOSE = 0
     def __init__(self, level):
@@ -261,6 +261,10 @@ class Cache:
     def serialize(self):
         return b"timings"
 class Config:
+    def __setattr__(self, key, value):
+        self.__dict__[key] = told["config"][key] = value
+    def set_device_type(self, layer, device):
+        told["devices"][layer.name] = device
     def set_flag(self, flag):
         told["flags"].append(flag)
     def create_timing_cache(self, known):
@@ -298,11 +302,11 @@ def old_board(board, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(modules))
     monkeypatch.setenv("PYTHON", sys.executable)
 
-    def run(*arguments, pins=("norm.squared.fp32", "norm.root.fp32"), quantized=False):
+    def run(*arguments, pins=("norm.squared.fp32", "norm.root.fp32"), quantized=False, dla=None):
         script = board.folder / "build_engine.sh"
         options = {"strongly_typed": False, "sparse": False, "version": "8.2.1"}
         script.write_text(
-            trtexec_script("model_int8.onnx", quantized=quantized, pins=pins, **options)
+            trtexec_script("model_int8.onnx", quantized=quantized, pins=pins, dla=dla, **options)
         )
         done = subprocess.run(
             ["sh", str(script), *arguments], cwd=tmp_path, capture_output=True, text=True
@@ -328,6 +332,21 @@ def test_the_oldest_release_is_asked_through_python(old_board, monkeypatch):
     assert made["model_int8.engine"] == b"plan"
     assert made["timing.cache"] == b"timings"
     assert set(made) == {"model_int8.engine", "timing.cache", "model_int8.build.log"}
+
+
+def test_a_dla_is_asked_for_through_python_too(old_board):
+    done, record = old_board(dla=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(record.read_text())
+    assert told["config"]["default_device_type"] == "DLA"
+    assert told["config"]["DLA_core"] == 1
+    assert told["flags"] == ["GPU_FALLBACK", "FP16", "OBEY"]
+    # What stays in FP32 cannot run on a DLA.
+    assert told["devices"] == {"norm.squared.fp32": "GPU", "norm.root.fp32": "GPU"}
+    assert "Layers on the DLA: 0; on the GPU: 0" in done.stdout
+    told = json.loads(old_board()[1].read_text())
+    assert "DLA_core" not in told["config"]
+    assert not told["devices"]
 
 
 def test_the_python_build_fails_aloud(old_board, monkeypatch):
