@@ -44,14 +44,19 @@ def make_bundle(
     *,
     strong: bool = True,
     pins: Sequence[str] = (),
+    dla: int | None = None,
 ) -> Path:
-    """Write a bundle of two precisions; the device plan is the one that real bundles have."""
+    """Write a bundle; the device plan is the one that real bundles have.
+
+    It holds FP32 and INT8, and for a DLA core the FP32 file that is built in FP16.
+    """
     work = folder.parent / f"{folder.name}.work"
     work.mkdir()
     images = np.random.default_rng(1).normal(size=(3, 3, 4, 4)).astype(np.float32)
     files: dict[str, Path | bytes] = {SCRIPT: compose().encode()}
     logits = {}
-    for precision, scale in (("fp32", 1.0), ("int8", 1.01)):
+    models = {"fp32": 1.0, "int8": 1.01} if dla is None else {"fp16": 1.0}
+    for precision, scale in models.items():
         path = work / f"{precision}.onnx"
         network(path, scale)
         files[f"model.{precision}.onnx"] = path
@@ -59,7 +64,9 @@ def make_bundle(
         logits[precision] = np.concatenate([runner.run(image[None]) for image in images])
     files["sample.safetensors"] = sample_file(images, logits)
     graphs = {
-        p: Graph(strong, sparse=True, quantized=p == "int8", half=p != "fp32", pins=pins)
+        p: Graph(
+            strong, sparse=dla is None, quantized=p == "int8", half=p != "fp32", pins=pins, dla=dla
+        )
         for p in logits
     }
     files[PLAN] = device_plan(graphs)
@@ -77,7 +84,7 @@ def make_bundle(
             "sample": {
                 "file": "sample.safetensors",
                 "images": 3,
-                "tolerance": {"fp32": 1e-4, "int8": 1e-4},
+                "tolerance": dict.fromkeys(logits, 1e-4),
             },
             "versions": {},
         },

@@ -6,7 +6,12 @@ that logits are real; times are measured on that. The formats are those of
 ``samples/common/sampleReporting.cpp`` and ``sampleOptions.cpp`` of the releases named below.
 Environment: STAND_IN_VERSION (such as 10.3.0), STAND_IN_FAIL (``memory:MIB``: builds with more
 workspace run out of memory; ``disk``, ``parse``, ``killed``), STAND_IN_SECONDS (how long a timing
-sleeps instead of the asked duration).
+sleeps instead of the asked duration), STAND_IN_DLA_CORES (how many the board has), STAND_IN_DLA
+(``none``: no layer runs on the DLA; ``silent``: the log does not say), STAND_IN_ARGUMENTS (a file
+that takes the arguments of every call, one call a line).
+
+The log of a build for a DLA is the one recorded in github.com/NVIDIA-AI-IOT/jetson_dla_tutorial and
+its issue 3.
 """
 
 import json
@@ -15,6 +20,16 @@ import shutil
 import sys
 import time
 
+ON_DLA = """\
+[W] [TRT] Layer '/model.24/Constant_1_output_0' (CONSTANT): Unsupported on DLA. Switching this \
+layer's device type to GPU.
+[I] [TRT] ---------- Layers Running on DLA ----------
+[I] [TRT] [DlaLayer] {ForeignNode[/cnn/cnn.0/Conv.../cnn/cnn.11/Relu]}
+[I] [TRT] [DlaLayer] {ForeignNode[/linear/Gemm]}
+[I] [TRT] ---------- Layers Running on GPU ----------
+[I] [TRT] [GpuLayer] POOLING: /pool/GlobalAveragePool
+[I] [TRT] [GpuLayer] SHUFFLE: reshape_after_/linear/Gemm
+[I] [TRT] [GpuLayer] SHUFFLE: reshape_before_/linear/Gemm"""
 VERSION = os.environ.get("STAND_IN_VERSION", "10.3.0")
 FAIL = os.environ.get("STAND_IN_FAIL", "")
 REMOVED = {
@@ -33,6 +48,9 @@ def say(line):
 def main():
     """Do what the arguments ask for, as trtexec would."""
     numbers = [int(part) for part in VERSION.split(".")]
+    if "STAND_IN_ARGUMENTS" in os.environ:
+        with open(os.environ["STAND_IN_ARGUMENTS"], "a") as file:
+            file.write(json.dumps(sys.argv[1:]) + "\n")
     arguments = dict(one.partition("=")[::2] for one in sys.argv[1:])
     digits = numbers[0] * (1000 if numbers[0] < 10 else 10000) + numbers[1] * 100 + numbers[2]
     say(f"&&&& RUNNING TensorRT.trtexec [TensorRT v{digits:04d}] # {' '.join(sys.argv)}")
@@ -80,6 +98,15 @@ def build(arguments, numbers):
         return 1
     if FAIL == "killed" and mib > 200:
         os.kill(os.getpid(), 9)
+    if "--useDLACore" in arguments:
+        core = int(arguments["--useDLACore"])
+        if core >= int(os.environ.get("STAND_IN_DLA_CORES", "0")):
+            say(f"[E] Cannot create DLA engine, {core} not available")
+            return 1
+        told = os.environ.get("STAND_IN_DLA")
+        for line in [] if told == "silent" else ON_DLA.splitlines():
+            if told != "none" or "[DlaLayer]" not in line:
+                say(line)
     if "--sparsity" in arguments:
         say("[I] [TRT] (Sparsity) Layers eligible for sparse math: fc1, fc2")
         say("[I] [TRT] (Sparsity) TRT inference plan picked sparse implementation for layers: fc1")

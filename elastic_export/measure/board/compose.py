@@ -18,6 +18,7 @@ ORDER = (
     "power",
     "sample",
     "bundle",
+    "dla",
     "trtexec",
     "cuda",
     "tensorrt_module",

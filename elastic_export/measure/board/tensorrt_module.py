@@ -87,6 +87,8 @@ class TensorrtModuleRunner:
         with open(path, "rb") as file:
             data = file.read()
         runtime = trt.Runtime(logger)
+        if self.api.get("dla") is not None:
+            runtime.DLA_core = self.api["dla"]
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             os.remove(path)
@@ -176,6 +178,10 @@ class TensorrtModuleRunner:
         for wanted, flag in (("fp16", "FP16"), ("int8", "INT8"), ("sparse", "SPARSE_WEIGHTS")):
             if self.api.get(wanted) and hasattr(trt.BuilderFlag, flag):
                 config.set_flag(getattr(trt.BuilderFlag, flag))
+        if self.api.get("dla") is not None:
+            config.default_device_type = trt.DeviceType.DLA
+            config.DLA_core = self.api["dla"]
+            config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
         self._pin(trt, network, config)
         return config
 
@@ -193,6 +199,8 @@ class TensorrtModuleRunner:
             if layer.name in names:
                 layer.precision = trt.float32
                 layer.set_output_type(0, trt.float32)
+                if self.api.get("dla") is not None:  # which has no FP32
+                    config.set_device_type(layer, trt.DeviceType.GPU)
 
     def _bind(self, engine: Any) -> None:
         cuda = self._device()

@@ -12,6 +12,7 @@ import shutil
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
+from elastic_export.measure.board.dla import count_dla_layers
 from elastic_export.measure.board.shell import Cannot, Teller, run, write_json
 
 __all__ = ["TrtexecRunner", "parse_layers", "parse_sparsity", "parse_times", "release_for"]
@@ -94,6 +95,8 @@ class TrtexecRunner:
         name = "{}-{}.trt{}".format(digest[:16], how[:8], version)
         self.engine = os.path.join(folder, name + ".engine")
         self.log = os.path.join(folder, name + ".build.log")
+        # Loaded without its DLA core, an engine runs on core 0, whichever it was built for.
+        self.load = ["--loadEngine=" + self.engine, *list(release.get("load") or [])]
 
     def prepare(self) -> Dict[str, Any]:
         """Build the engine, with less memory and less effort where the board has too little.
@@ -158,7 +161,7 @@ class TrtexecRunner:
         done = run(
             [
                 self.program,
-                "--loadEngine=" + self.engine,
+                *self.load,
                 *list(self.release["time"]),
                 "--warmUp={}".format(warmup_ms),
                 "--duration={:g}".format(seconds),
@@ -191,7 +194,7 @@ class TrtexecRunner:
                 done = run(
                     [
                         self.program,
-                        "--loadEngine=" + self.engine,
+                        *self.load,
                         "--loadInputs=input:" + source,
                         "--exportOutput=" + sink,
                         "--iterations=1",
@@ -220,7 +223,7 @@ class TrtexecRunner:
         done = run(
             [
                 self.program,
-                "--loadEngine=" + self.engine,
+                *self.load,
                 "--dumpProfile",
                 "--separateProfileRun",
                 "--profilingVerbosity=detailed",
@@ -234,7 +237,9 @@ class TrtexecRunner:
         if not done.ok or not (os.path.isfile(profile) and os.path.isfile(info)):
             return None
         found = parse_layers(_load(profile), _load(info))
-        found.update(parse_sparsity(_read_log(self.log)))
+        log = _read_log(self.log)
+        found.update(parse_sparsity(log))
+        found.update(count_dla_layers(log, self.release["api"].get("dla"), self.teller))
         return found
 
     def log_tail(self) -> List[str]:

@@ -16,6 +16,7 @@ import onnxruntime
 __version__ = os.environ.get("STAND_IN_VERSION", "10.3.0")
 _NUMBERS = tuple(int(part) for part in __version__.split(".")[:2])
 _asked = {"flags": [], "network": [], "workspace": None, "pinned": []}
+_asked.update(device="GPU", core=None, loaded=None, on_gpu=[])
 
 float32 = "float32"
 
@@ -43,11 +44,18 @@ class BuilderFlag:
     """What the builder may use."""
 
     SPARSE_WEIGHTS = "SPARSE_WEIGHTS"
+    GPU_FALLBACK = "GPU_FALLBACK"
 
 
 if _NUMBERS < (11, 0):
     BuilderFlag.FP16, BuilderFlag.INT8 = "FP16", "INT8"
     BuilderFlag.OBEY_PRECISION_CONSTRAINTS = "OBEY_PRECISION_CONSTRAINTS"
+
+
+class DeviceType:
+    """Where a layer runs."""
+
+    GPU, DLA = "GPU", "DLA"
 
 
 class MemoryPoolType:
@@ -117,11 +125,18 @@ class _Config:
             if _NUMBERS >= (8, 4):
                 raise AttributeError(name)
             _asked["workspace"] = ["max_workspace_size", value]
+        names = {"default_device_type": "device", "DLA_core": "core"}
+        if name in names:
+            _asked[names[name]] = value
         object.__setattr__(self, name, value)
 
     def set_flag(self, flag):
         """Allow something."""
         _asked["flags"].append(flag)
+
+    def set_device_type(self, layer, device):
+        """Run one layer elsewhere."""
+        _asked["on_gpu"].append([layer.name, device])
 
 
 class Builder:
@@ -143,9 +158,7 @@ class Builder:
         """Return the plan; nothing where the workspace is more than the board has."""
         if _asked["workspace"][1] > int(os.environ.get("STAND_IN_MOST_MIB", "4096")) << 20:
             return None
-        if "STAND_IN_LOG" in os.environ:
-            with open(os.environ["STAND_IN_LOG"], "w") as file:
-                json.dump(_asked, file)
+        _log()
         return __version__.encode() + b"\n" + network.model
 
 
@@ -187,13 +200,23 @@ class _Engine:
         return _Context(self.model)
 
 
+def _log():
+    if "STAND_IN_LOG" in os.environ:
+        with open(os.environ["STAND_IN_LOG"], "w") as file:
+            json.dump(_asked, file)
+
+
 class Runtime:
     """Loads engines."""
+
+    DLA_core = 0
 
     def __init__(self, logger):
         pass
 
     def deserialize_cuda_engine(self, data):
         """Return the engine, or nothing where another version made it."""
+        _asked["loaded"] = self.DLA_core
+        _log()
         version, _, model = data.partition(b"\n")
         return _Engine(model) if version.decode() == __version__ else None

@@ -83,6 +83,7 @@ def test_trtexec_of_every_release(tmp_path: Path, version: str) -> None:
         assert layers["picked_sparse"] == ["fc1"]
         assert layers["fused_attention"] == 1
         assert layers["int8_layers"] == 1
+        assert (layers["on_dla"], layers["on_gpu"]) == (None, None)
         assert next(row["name"] for row in layers["profile"]) == "fc1"
     again = board.run("--no-clocks", "--rounds=1", "--fresh", "--no-profile", "--precision=int8")
     assert again.returncode == 0
@@ -160,6 +161,29 @@ def test_the_tensorrt_module_of_every_release(tmp_path: Path, cudart: Path, vers
     again = board.run(*arguments, "--fresh")
     assert again.returncode == 0
     assert board.result["models"]["tiny/int8"]["built"]["reused"]
+
+
+@pytest.mark.parametrize("version", ["8.2.1", "8.5.2", "10.3.0"])
+def test_the_module_builds_for_a_dla_and_loads_on_its_core(
+    tmp_path: Path, cudart: Path, version: str
+) -> None:
+    board = Board(tmp_path, "tensorrt", strong=False, pins=("head",), dla=1)
+    log = tmp_path / "asked.json"
+    board.environment.update(
+        PYTHONPATH=str(STAND_INS / "tensorrt_stand_in"),
+        LD_LIBRARY_PATH=str(cudart),
+        STAND_IN_VERSION=version,
+        STAND_IN_LOG=str(log),
+    )
+    done = board.run("--no-clocks", "--rounds=1")
+    assert done.returncode == 0, done.stderr
+    asked = json.loads(log.read_text())
+    assert {"FP16", "GPU_FALLBACK"} <= set(asked["flags"])
+    assert (asked["device"], asked["core"], asked["loaded"]) == ("DLA", 1, 1)
+    assert asked["on_gpu"] == [["head", "GPU"]]  # what stays in FP32
+    assert board.run("--no-clocks", "--rounds=1", "--fresh").returncode == 0
+    assert board.result["models"]["tiny/fp16"]["built"]["reused"]
+    assert json.loads(log.read_text())["loaded"] == 1
 
 
 def test_the_module_tries_with_less_memory(tmp_path: Path, cudart: Path) -> None:
