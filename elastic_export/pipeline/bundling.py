@@ -105,7 +105,8 @@ def bundle(
             "sample": {
                 "file": "sample.safetensors",
                 "images": len(inputs),
-                "tolerance": {p: TOLERANCE[file.precision] for p, file in content.files.items()},
+                # Of what the device computes: a builder makes FP16 of a file that holds FP32.
+                "tolerance": {p: TOLERANCE[p] for p in content.files},
             },
             "accuracy": dict(content.accuracy),
             "checks": dict(content.checks),
@@ -123,10 +124,11 @@ def _graph(precision: str, one: Descendant, target: ResolvedTarget, content: Con
     strong = "trt-strong" in target.flavours.values()
     return Graph(
         strongly_typed=strong,
-        sparse=bool(one.patterns) and precision != "fp32",
+        sparse=bool(one.patterns) and precision != "fp32" and target.target.sparse_2_4,
         quantized=precision == "int8",
         half=precision != "fp32",
         pins=() if strong else tuple(pinned_nodes(content.paths[precision])),
+        dla=target.dla,
     )
 
 

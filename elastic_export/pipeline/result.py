@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_export.artifacts.store import Artifact
+from elastic_export.config.dla import MOST_LOADABLES
 from elastic_export.config.result import BundleResult, Cost, DescendantResult, Latency
 from elastic_export.config.targets import ResolvedTarget
 from elastic_export.elastic import Descendant
@@ -24,6 +25,13 @@ __all__ = ["NOT_BUILT", "Made", "bundle_name", "descendant_result", "target_note
 
 NOT_BUILT = (
     "No engine was built: run on_device.py, or a build_engine script, of the bundle on the device."
+)
+
+_DLA_NOTE = (
+    "The GPU runs what the DLA does not: attention (products of two activations), LayerNorm and "
+    "GELU among others. A transformer is cut into many parts by that, of which a core holds "
+    f"{MOST_LOADABLES} at once, so do not expect it to be faster there; convolutional networks are "
+    "what a DLA is for. The build's log and on_device.py tell how many layers run where."
 )
 
 
@@ -100,7 +108,9 @@ def target_notes(
             f"The engines are for TensorRT-RTX {tensorrt_rtx.available()}, not for TensorRT. Its "
             "builder accepted them; they were not run, so their kernels are not known."
         ]
-    return [NOT_BUILT] if runtime == "tensorrt" else []
+    if runtime == "tensorrt":
+        return [NOT_BUILT] if target.dla is None else [NOT_BUILT, _DLA_NOTE]
+    return []
 
 
 def _for_target(checks: dict[str, Any], target: ResolvedTarget) -> dict[str, Any]:

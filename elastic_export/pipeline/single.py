@@ -67,7 +67,7 @@ def export_one(
 
     Args:
         descendant: What :func:`extract_one` wrote.
-        target: ``NAME[@SOFTWARE[:MODE]]`` or a file.
+        target: ``NAME[+dla][@SOFTWARE[:MODE]]`` or a file.
         out: Where the bundle goes, as ``NAME/TARGET``.
         data: The data set, for INT8 and accuracy.
         calibration: The calibration recipe.
