@@ -22,7 +22,9 @@ def export(
     ],
     target: Annotated[
         str,
-        typer.Option("--target", "-t", metavar="TARGET", help="NAME[@SOFTWARE[:MODE]] or a file."),
+        typer.Option(
+            "--target", "-t", metavar="TARGET", help="NAME[+dla][@SOFTWARE[:MODE]] or a file."
+        ),
     ] = "host-cpu",
     data: Annotated[
         str | None,

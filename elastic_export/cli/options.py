@@ -51,6 +51,6 @@ SetOption = Annotated[
 TargetArgument = Annotated[
     str,
     typer.Argument(
-        metavar="TARGET", help="NAME[@SOFTWARE[:MODE]] or a YAML file.", show_default=False
+        metavar="TARGET", help="NAME[+dla][@SOFTWARE[:MODE]] or a YAML file.", show_default=False
     ),
 ]

@@ -33,6 +33,7 @@ def list_targets(
     """List the targets: the shipped ones and your own."""
     with command(as_json, quiet, verbose) as output:
         from elastic_export.cli.tables import table, titled
+        from elastic_export.config.dla import dla_cores
         from elastic_export.config.peaks import figure
         from elastic_export.config.target_files import all_targets
         from elastic_export.config.targets import load_target
@@ -47,6 +48,7 @@ def list_targets(
                 summary["peak_rates"].get("int8"),
                 summary["peak_rates"].get("fp16"),
                 target.target.sparse_2_4,
+                dla_cores(target.target) or None,
                 figure(target.target, "bandwidth_gbs", target.power_mode),
                 target.power_mode,
                 [entry.name for entry in target.target.software],
@@ -54,7 +56,7 @@ def list_targets(
             )
             for target, summary in zip(found, data, strict=True)
         ]
-        headers = ("target", "sm", "GB", "int8", "fp16", "2:4", "GB/s", "mode", "software")
+        headers = ("target", "sm", "GB", "int8", "fp16", "2:4", "DLA", "GB/s", "mode", "software")
         title = "int8, fp16: dense peak of the GPU in the default mode, 10^12/s (a ceiling)"
         output.result(
             {"targets": data},
@@ -75,16 +77,21 @@ def show_target(
         from rich.console import Group
 
         from elastic_export.cli.tables import facts, table, titled
+        from elastic_export.config.dla import without_dla
         from elastic_export.config.peaks import peak_rates
         from elastic_export.config.targets import load_target
 
         found = load_target(target)
-        profile, software = found.target, found.software
+        software = found.software
+        # The tables tell of the whole device, whichever part of it was asked for.
+        profile = load_target(without_dla(target)).target
         rates = {mode: peak_rates(profile, mode) for mode in found.power_modes or (None,)}
         data = {
             "identity": found.identity,
             "target": profile.model_dump(mode="json"),
             "build_on": found.build_on,
+            "precisions": found.flavours,
+            "dla_core": found.dla,
             "peak_rates": {mode or "default": values for mode, values in rates.items()},
             "unverified": _summary(found)["unverified"],
         }
@@ -92,11 +99,12 @@ def show_target(
             {
                 "device": profile.title,
                 "also called": profile.aliases,
+                "runs on": _accelerator(found, profile),
                 "compute capability": f"{profile.sm / 10:.1f}" if profile.sm else None,
                 "runtime": f"{software.runtime} {software.runtime_version}",
                 "ONNX opset up to": software.max_opset,
                 "precisions": found.flavours,
-                "2:4 is skipped": profile.sparse_2_4,
+                "2:4 is skipped": found.target.sparse_2_4,
                 "engine is built": {"none": "not at all", "anywhere": "on any machine"}.get(
                     found.build_on, "on the device"
                 ),
@@ -194,6 +202,21 @@ def _summary(found: ResolvedTarget) -> dict[str, Any]:
         "peak_rates": peak_rates(found.target, found.power_mode),
         "unverified": unverified(found.target),
     }
+
+
+def _accelerator(found: ResolvedTarget, profile: Target) -> str | None:
+    """What runs a network there, and how the DLA is asked for where the device has one."""
+    from elastic_export.config.dla import dla_cores, software_with_dla, with_dla
+
+    if profile.kind == "host":
+        return None
+    if found.dla is not None:
+        return f"DLA core {found.dla}; what it does not run goes to the GPU"
+    software = software_with_dla(profile)
+    if not software:
+        return "GPU"
+    names = [with_dla(profile.name, core) for core in range(dla_cores(profile))]
+    return f"GPU; a DLA is asked for as {' or '.join(names)} (FP16, with {', '.join(software)})"
 
 
 def _by_mode(

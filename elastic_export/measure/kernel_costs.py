@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+from elastic_export.config.dla import without_dla
 from elastic_export.config.fused_layer import FusedLayer
 from elastic_export.config.peaks import find_figure, peak_rates
 from elastic_export.config.target import Precision
@@ -97,13 +98,19 @@ def device_of(found: ResolvedTarget) -> Device:
     """Read the figures of a target in its power mode.
 
     Raises:
-        UserError: It is no GPU, or a figure that the estimate needs is missing.
+        UserError: It is no GPU but a host or a DLA, or a figure that the estimate needs is missing.
     """
     target, mode = found.target, found.power_mode
     if target.kind == "host" or target.sm is None:
         raise UserError(
             f"{found.identity} is no GPU, and only GPUs are estimated.",
             "Measure on this machine instead: elastic-export bench BUNDLE.",
+        )
+    if found.dla is not None:
+        raise UserError(
+            f"{found.identity} runs on a DLA, which is not modelled.",
+            f"Estimate the board's GPU as {without_dla(found.identity)}, or measure on the board: "
+            "elastic-export bench BUNDLE --on USER@BOARD.",
         )
     names = ("sms", "boost_ghz", "bandwidth_gbs", "l2_mb")
     figures = {name: find_figure(target, name, mode) for name in names}

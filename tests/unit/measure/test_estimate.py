@@ -164,6 +164,9 @@ def test_modes_and_devices_are_ordered_as_they_should_be() -> None:
 def test_what_cannot_be_estimated_is_said() -> None:
     with pytest.raises(UserError, match="no GPU"):
         device("host-cpu")
+    with pytest.raises(UserError, match="a DLA, which is not modelled") as caught:
+        device("agx-orin-64gb+dla1@jp6.1")
+    assert "agx-orin-64gb@jp6.1:MAXN" in caught.value.fix
     with pytest.raises(UserError, match="does not run INT8"):
         estimate([gemm(64, 64, 64)], device("jetson-nano"), "int8")
     with pytest.raises(UserError, match="There is no target"):
