@@ -80,13 +80,14 @@ def show_target(
         from elastic_export.config.dla import without_dla
         from elastic_export.config.peaks import peak_rates
         from elastic_export.config.targets import load_target
+        from elastic_export.engine.device_plan import trtexec_arguments
 
         found = load_target(target)
         software = found.software
         # The tables tell of the whole device, whichever part of it was asked for.
         profile = load_target(without_dla(target)).target
         rates = {mode: peak_rates(profile, mode) for mode in found.power_modes or (None,)}
-        data = {
+        data: dict[str, Any] = {
             "identity": found.identity,
             "target": profile.model_dump(mode="json"),
             "build_on": found.build_on,
@@ -94,6 +95,7 @@ def show_target(
             "dla_core": found.dla,
             "peak_rates": {mode or "default": values for mode, values in rates.items()},
             "unverified": _summary(found)["unverified"],
+            "trtexec": trtexec_arguments(found),
         }
         general = facts(
             {
@@ -134,6 +136,10 @@ def show_target(
         parts.append(table(headers, releases))
         if figures:
             parts.append(table(("figure", "value", "", "source"), figures))
+        if data["trtexec"]:
+            rows = [(p, " ".join(told["build"])) for p, told in data["trtexec"].items()]
+            rows.append(("timing", " ".join(next(iter(data["trtexec"].values()))["time"])))
+            parts.append(table(("for", "trtexec is told, beside file names"), rows))
         parts += [f"- {note}" for note in profile.notes]
         output.result(data, Group(*parts), short=found.identity)
 

@@ -55,6 +55,11 @@ class ResolvedTarget:
         return self.software.flavours or self.target.flavours
 
     @property
+    def strongly_typed(self) -> bool:
+        """Whether its files for TensorRT say every precision themselves."""
+        return "trt-strong" in self.flavours.values()
+
+    @property
     def power_modes(self) -> tuple[str, ...]:
         """The modes that this software offers, its default first."""
         return self.software.power_modes or self.target.power_modes

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from elastic_export.config.dla import LAST_RELEASE
+from elastic_export.config.targets import ResolvedTarget
 from elastic_export.engine.trtexec import (
     RELEASES,
     Release,
     build_arguments,
     load_arguments,
     steady_arguments,
+    timing_arguments,
 )
 from elastic_export.errors import UserError
 
-__all__ = ["PLAN", "Graph", "device_plan"]
+__all__ = ["PLAN", "Graph", "device_plan", "trtexec_arguments"]
 
 PLAN = "device.json"
 
@@ -46,6 +48,28 @@ class Graph:
     pins: Sequence[str] = ()
     dla: int | None = None
 
+    @classmethod
+    def on(
+        cls, target: ResolvedTarget, precision: str, *, sparse: bool, pins: Sequence[str] = ()
+    ) -> Graph:
+        """Describe the file of a precision, in the form that a target gets it.
+
+        Args:
+            target: Where it runs.
+            precision: ``fp32``, ``fp16`` or ``int8``.
+            sparse: Its weights are 2:4.
+            pins: Nodes that stay in FP32, of a weakly typed graph.
+        """
+        strong = target.strongly_typed
+        return cls(
+            strongly_typed=strong,
+            sparse=sparse and precision != "fp32" and target.target.sparse_2_4,
+            quantized=precision == "int8",
+            half=precision != "fp32",
+            pins=() if strong else tuple(pins),
+            dla=target.dla,
+        )
+
 
 def device_plan(graphs: Mapping[str, Graph]) -> bytes:
     """Write the plan of a bundle.
@@ -62,6 +86,31 @@ def device_plan(graphs: Mapping[str, Graph]) -> bytes:
     precisions = {p: {"releases": _releases(graph)} for p, graph in graphs.items()}
     plan = {"schema_version": 1, "precisions": precisions}
     return (json.dumps(plan, indent=1, sort_keys=True) + "\n").encode()
+
+
+def trtexec_arguments(target: ResolvedTarget) -> dict[str, dict[str, list[str]]]:
+    """Say how trtexec builds and times a 2:4 network for a target.
+
+    Nodes that have to stay in FP32 depend on the network and are not among the arguments.
+
+    Returns:
+        Precision to ``build`` and ``time``; nothing for a target without TensorRT.
+
+    Raises:
+        UserError: The release of TensorRT is unknown.
+    """
+    if target.software.runtime != "tensorrt":
+        return {}
+    version = target.software.runtime_version
+    return {
+        precision: {
+            "build": build_arguments(
+                version, workspace="1024", **asdict(Graph.on(target, precision, sparse=True))
+            ),
+            "time": timing_arguments(version, target.dla),
+        }
+        for precision in target.flavours
+    }
 
 
 def _releases(graph: Graph) -> list[dict[str, Any]]:
@@ -98,15 +147,6 @@ def _entry(release: Release, graph: Graph) -> dict[str, Any]:
 def _build(release: Release, graph: Graph) -> list[str] | None:
     version = ".".join(str(part) for part in release.first)
     try:
-        return build_arguments(
-            version,
-            strongly_typed=graph.strongly_typed,
-            sparse=graph.sparse,
-            quantized=graph.quantized,
-            workspace="{mib}",
-            half=graph.half,
-            pins=graph.pins,
-            dla=graph.dla,
-        )
+        return build_arguments(version, workspace="{mib}", **asdict(graph))
     except UserError:
         return None  # trtexec of that release cannot keep single layers in FP32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from elastic_export.measure.board_match import Wanted, mismatches
 from elastic_export.measure.remote import VisitOptions
 from elastic_export.pipeline.board_results import with_board
 from elastic_export.pipeline.flow import Flow, PlanRow
-from elastic_export.pipeline.remote import bench_on, probe_board
+from elastic_export.pipeline.remote import bench_on, probe_board, together
 from elastic_export.pipeline.result import bundle_name
 from elastic_export.pipeline.workshop import Workshop
+from elastic_export.progress import Progress, no_progress
 
 __all__ = ["Visit", "ask_boards", "measure_on_boards", "plan_visits", "visits_of"]
 
@@ -104,7 +106,7 @@ def ask_boards(visits: Sequence[Visit], planned: Sequence[PlanRow], shop: Worksh
 def plan_visits(flow: Flow, shop: Workshop, visits: Sequence[Visit], inputs: Inputs) -> None:
     """Add the visits to the plan of a dry run."""
     for visit in visits:
-        _measure(flow, shop, visit, inputs(visit.target), ())
+        _measure(flow, shop, visit, inputs(visit.target))
 
 
 def measure_on_boards(
@@ -115,7 +117,7 @@ def measure_on_boards(
     descendants: Sequence[DescendantResult],
     out: Path,
 ) -> tuple[list[DescendantResult], list[ElasticExportError]]:
-    """Measure on every board; one that fails costs its own figures and no other's.
+    """Measure on all boards at once; one that fails costs its own figures and no other's.
 
     Args:
         flow: The store and the plan.
@@ -128,26 +130,40 @@ def measure_on_boards(
     Returns:
         The descendants with what was measured, and what went wrong.
     """
-    found, failures = list(descendants), list[ElasticExportError]()
+    by_board: dict[str, list[Visit]] = {}
     for visit in visits:
-        folders = [
-            out / bundle.folder
-            for one in found
-            for bundle in one.bundles
-            if bundle.target == visit.target.identity
-        ]
-        try:
-            measured = _measure(flow, shop, visit, inputs(visit.target), folders)
-        except UserError as error:
-            failures.append(error)
-            continue
-        if measured is None:  # the run was to end before
-            continue
-        part = json.loads((measured.path / _RESULT).read_text())
-        for index, one in enumerate(found):
-            name = bundle_name(shop, one.name)
-            found[index], wrong = with_board(one, name, visit.target, part, shop.recipe.measure)
-            failures += wrong
+        by_board.setdefault(visit.board.board, []).append(visit)
+    stop = threading.Event()
+
+    def work(board: str, progress: Progress) -> list[Artifact | UserError | None]:
+        """All visits of one board, one after the other."""
+        made: list[Artifact | UserError | None] = []
+        for visit in by_board[board]:
+            folders = [
+                out / bundle.folder
+                for one in descendants
+                for bundle in one.bundles
+                if bundle.target == visit.target.identity
+            ]
+            try:
+                artifacts = inputs(visit.target)
+                made.append(_measure(flow, shop, visit, artifacts, folders, progress, stop))
+            except UserError as error:
+                made.append(error)
+        return made
+
+    done = together(list(by_board), work, shop.progress, stop) if visits else {}
+    found, failures = list(descendants), list[ElasticExportError]()
+    for board, made in done.items():
+        for visit, measured in zip(by_board[board], made, strict=True):
+            if isinstance(measured, UserError):
+                failures.append(measured)
+            elif measured is not None:  # else the run was to end before
+                part = json.loads((measured.path / _RESULT).read_text())
+                for index, one in enumerate(found):
+                    name, settings = bundle_name(shop, one.name), shop.recipe.measure
+                    found[index], wrong = with_board(one, name, visit.target, part, settings)
+                    failures += wrong
     return found, failures
 
 
@@ -156,7 +172,9 @@ def _measure(
     shop: Workshop,
     visit: Visit,
     inputs: Sequence[Artifact | None],
-    folders: Sequence[Path],
+    folders: Sequence[Path] = (),
+    progress: Progress = no_progress,
+    stop: threading.Event | None = None,
 ) -> Artifact | None:
     """The stage of one board; it leaves ``board``, ``result``, ``chosen`` and ``notes``."""
     board, settings = visit.board, shop.recipe.measure
@@ -178,7 +196,8 @@ def _measure(
             options,
             ssh_config=visit.ssh_config,
             patience=board.patience_s,
-            progress=shop.progress,
+            progress=progress,
+            stop=stop,
         )
         part = visited["boards"][board.board]
         if "error" in part:

@@ -72,7 +72,15 @@ def bundle(
     files["sample.safetensors"] = sample_file(inputs, logits)
     files[SCRIPT] = compose().encode()
     if target.build_on == "device":
-        graphs = {p: _graph(p, one, target, content) for p in models}
+        graphs = {
+            p: Graph.on(
+                target,
+                p,
+                sparse=bool(one.patterns),
+                pins=() if target.strongly_typed else pinned_nodes(content.paths[p]),
+            )
+            for p in models
+        }
         files[PLAN] = device_plan(graphs)
         version = target.software.runtime_version
         for precision, graph in graphs.items():
@@ -117,19 +125,6 @@ def bundle(
         files=files,
     )
     return models
-
-
-def _graph(precision: str, one: Descendant, target: ResolvedTarget, content: Content) -> Graph:
-    """What a builder on the device must be told of one model."""
-    strong = "trt-strong" in target.flavours.values()
-    return Graph(
-        strongly_typed=strong,
-        sparse=bool(one.patterns) and precision != "fp32" and target.target.sparse_2_4,
-        quantized=precision == "int8",
-        half=precision != "fp32",
-        pins=() if strong else tuple(pinned_nodes(content.paths[precision])),
-        dla=target.dla,
-    )
 
 
 def _port(name: str, shape: tuple[int, ...]) -> dict[str, Any]:

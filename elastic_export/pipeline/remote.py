@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from elastic_export.engine.bundle import Bundle, load_bundle
 from elastic_export.errors import ElasticExportError, UserError
@@ -16,9 +16,11 @@ from elastic_export.measure.protocol import Timing
 from elastic_export.measure.remote import Parcel, VisitOptions, probe, visit
 from elastic_export.measure.ssh import Board
 from elastic_export.pipeline.estimating import learn_from
-from elastic_export.progress import Progress, no_progress
+from elastic_export.progress import Lanes, Progress, no_progress
 
-__all__ = ["bench_on", "probe_board"]
+__all__ = ["bench_on", "probe_board", "together"]
+
+T = TypeVar("T")
 
 _NEVER_CHOSEN = {"wrong_logits", "other_runtime"}
 """Marks of a figure that says nothing for deployment."""
@@ -40,6 +42,7 @@ def bench_on(
     ssh_config: Path | None = None,
     patience: float = 300.0,
     progress: Progress = no_progress,
+    stop: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Measure bundles on boards; on each, all models take turns in one run.
 
@@ -52,6 +55,7 @@ def bench_on(
         ssh_config: Another configuration than ``~/.ssh/config``.
         patience: Seconds to keep trying after a lost connection.
         progress: Told of every step of every board.
+        stop: Set by another thread to end the runs, as an interrupt does.
 
     Returns:
         ``boards``: destination to ``result`` (the script's document), ``chosen`` (bundle to the
@@ -66,45 +70,61 @@ def bench_on(
     _all_different([bundle.manifest.name for bundle in bundles], "bundles", "name")
     _all_different(list(destinations), "boards", "destination")
     parcels = [Parcel(b.manifest.name, b.folder.resolve(), b.manifest.digest) for b in bundles]
-    told = _Told(progress, len(destinations))
-    boards = [
-        Board(name, config=ssh_config, patience=patience, told=told.noter(name))
-        for name in destinations
-    ]
+    stop = stop or threading.Event()
 
-    stop = threading.Event()
-
-    def one(board: Board) -> dict[str, Any]:
-        with board:
+    def one(destination: str, shown: Progress) -> dict[str, Any]:
+        told = _Told(shown)
+        with Board(destination, config=ssh_config, patience=patience, told=told.note) as board:
             try:
-                listener = told.listener(board.destination)
-                result = visit(board, parcels, options, listener, stop)
+                result = visit(board, parcels, options, told.listen, stop)
             except ElasticExportError as error:
                 return {"error": {"what": error.what, "fix": error.fix}}
-        notes = [*told.notes[board.destination], *_mismatches(bundles, result["board"])]
+            finally:
+                told.close()
         return {
             "result": result,
             "chosen": _choices(result, [parcel.name for parcel in parcels]),
-            "notes": notes,
+            "notes": [*told.notes, *_mismatches(bundles, result["board"])],
         }
 
-    try:
-        if len(boards) == 1:
-            found = {boards[0].destination: one(boards[0])}
-        else:
-            with ThreadPoolExecutor(len(boards)) as pool:
-                try:
-                    found = dict(zip(destinations, pool.map(one, boards), strict=True))
-                except BaseException:
-                    stop.set()  # the other boards end their runs, and the pool waits for that
-                    raise
-    finally:
-        told.close()
+    found = together(destinations, one, progress, stop)
     for part in found.values():
         if "result" in part:
             part["notes"] += learn_from(part["result"], bundles)
     failed = [name for name, part in found.items() if "error" in part]
     return {"boards": found, "failed": failed}
+
+
+def together(
+    destinations: Sequence[str],
+    work: Callable[[str, Progress], T],
+    progress: Progress,
+    stop: threading.Event,
+) -> dict[str, T]:
+    """Work on several boards at once, each in a thread of its own.
+
+    Args:
+        destinations: The boards, all different.
+        work: Called with a board and where it tells what it does.
+        progress: Told of all of them.
+        stop: Set when one raises, so that the others end their runs; that is waited for.
+
+    Returns:
+        What ``work`` returned, by board, in their order.
+    """
+    if len(destinations) == 1:
+        return {destinations[0]: work(destinations[0], progress)}
+    lanes = Lanes(progress, f"Measuring on {len(destinations)} boards")
+    try:
+        with ThreadPoolExecutor(len(destinations)) as pool:
+            try:
+                done = pool.map(lambda name: work(name, lanes.lane(name)), destinations)
+                return dict(zip(destinations, done, strict=True))
+            except BaseException:
+                stop.set()
+                raise
+    finally:
+        lanes.close()
 
 
 def _all_different(names: list[str], things: str, what: str) -> None:
@@ -166,57 +186,33 @@ def _mismatches(bundles: Sequence[Bundle], board: dict[str, Any]) -> list[str]:
 
 
 class _Told:
-    """Events of several boards on one progress; safe to call from their threads."""
+    """What a board tells: its notes kept, its phases and steps on a progress."""
 
-    def __init__(self, progress: Progress, boards: int) -> None:
-        self.notes: dict[str, list[str]] = {}
+    def __init__(self, progress: Progress) -> None:
+        self.notes: list[str] = []
         self._progress = progress
-        self._many = boards > 1
         self._open = False
-        self._lock = threading.Lock()
-        if self._many:
-            progress.start(f"Measuring on {boards} boards", 0)
+
+    def note(self, text: str) -> None:
+        """Keep what the reader should know, and show it now, as a line of its own."""
+        self.notes.append(text)
+        self._progress.start(text, 0)
+        self._progress.finish()
+
+    def listen(self, event: dict[str, Any]) -> None:
+        """Take an event of the board's script."""
+        kind, text = event.get("event"), str(event.get("text", ""))
+        if kind == "note":
+            self.notes.append(text)
+        elif kind == "phase":
+            self.close()
+            self._progress.start(text, int(event.get("total") or 0))
             self._open = True
-
-    def noter(self, name: str) -> Any:
-        """Return what keeps a board's notes."""
-        self.notes[name] = []
-
-        def note(text: str) -> None:
-            with self._lock:
-                self.notes[name].append(text)
-                # A line of its own: whoever waits should see it, in a log as well.
-                self._progress.start(text, 0)
-                self._progress.finish()
-
-        return note
-
-    def listener(self, name: str) -> Any:
-        """Return what takes a board's events."""
-
-        def listen(event: dict[str, Any]) -> None:
-            kind, text = event.get("event"), str(event.get("text", ""))
-            with self._lock:
-                if kind == "note":
-                    self.notes[name].append(text)
-                elif kind == "phase" and not self._many:
-                    self._finish()
-                    self._progress.start(text, int(event.get("total") or 0))
-                    self._open = True
-                elif self._open:
-                    self._progress.advance(
-                        1 if kind == "progress" else 0,
-                        note=f"{name}: {text}" if self._many else text,
-                    )
-
-        return listen
+        elif self._open:
+            self._progress.advance(1 if kind == "progress" else 0, note=text)
 
     def close(self) -> None:
         """End what is open."""
-        with self._lock:
-            self._finish()
-
-    def _finish(self) -> None:
         if self._open:
             self._progress.finish()
         self._open = False

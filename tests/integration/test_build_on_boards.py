@@ -144,6 +144,35 @@ def test_a_build_measures_on_boards_and_reports_it(recipe: Path, server: Server)
 
 
 @pytest.mark.slow
+def test_two_boards_are_measured_at_once(tmp_path: Path, recipe: Path, server: Server) -> None:
+    other = Server(tmp_path / "other", name="other")
+    config = tmp_path / "both"
+    config.write_text(f"Include {server.client}\nInclude {other.client}\n")
+    wanted = yaml.safe_load(recipe.read_text())
+    on = wanted["measure"]["on"]
+    for target, board in zip(on, ("other", "board"), strict=True):
+        on[target] = on[target] | {"ssh_config": str(config), "board": board}
+    recipe.write_text(yaml.safe_dump(wanted))
+    try:
+        done = build(recipe)
+    finally:
+        other.stop()
+    assert done.code == 0, done.err
+    assert "Measuring on 2 boards" in done.err
+    assert set(stages(done)) == {
+        "this machine",
+        "arm-server@ort on other",
+        f"{JETSON} on board",
+    }
+    (one,) = load_result(recipe.parent / "out" / "report.json").descendants
+    assert [{x.on for x in b.latency.values()} for b in one.bundles] == [
+        {None},
+        {"other"},
+        {"board"},
+    ]
+
+
+@pytest.mark.slow
 def test_what_fails_on_a_board_leaves_the_rest_of_the_report(recipe: Path, server: Server) -> None:
     server.set(STAND_IN_VERSION="10.3.0", STAND_IN_SECONDS="0.02", STAND_IN_FAIL="parse")
     done = build(recipe)

@@ -25,6 +25,20 @@ def test_the_list_tells_peaks_and_how_much_is_unverified(run) -> None:
     assert listed["host-cpu"]["peak_rates"] == {}
 
 
+def test_show_gives_the_arguments_of_trtexec(run) -> None:
+    nano = _json(run("targets", "show", "jetson-nano", "--json"))["trtexec"]
+    assert set(nano) == {"fp32", "fp16"}
+    assert nano["fp16"]["build"][:2] == ["--fp16", "--workspace=1024"]
+    orin = _json(run("targets", "show", "orin-nano-8gb", "--json"))["trtexec"]
+    assert "--stronglyTyped" in orin["int8"]["build"]
+    assert "--sparsity=enable" in orin["int8"]["build"]
+    assert "--sparsity=enable" not in orin["fp32"]["build"]
+    assert "--duration=15" in orin["int8"]["time"]
+    assert "--sparsity=enable" in run("targets", "show", "a10@trt11.1").stdout
+    for without in ("host-cpu", "a10"):
+        assert _json(run("targets", "show", without, "--json"))["trtexec"] == {}
+
+
 def test_show_sets_the_modes_side_by_side_and_names_every_source(run) -> None:
     told = run("targets", "show", "agx-orin-64gb").stdout
     rows = {line.split()[0]: line.split() for line in told.splitlines() if line.split()}
