@@ -17,11 +17,16 @@ from elastic_export.engine.adapters.options import BuildOptions, check_options
 from elastic_export.engine.adapters.releases import INSTALL, MODULES, TITLES, Release, RuntimeName
 from elastic_export.engine.adapters.settings import keep_timings, make_settings
 from elastic_export.engine.layers import EngineLayer, parse_layers, parse_sparsity, summarize
-from elastic_export.engine.sidecar import check_engine_fits, read_header, write_engine
+from elastic_export.engine.sidecar import (
+    EngineHeader,
+    check_engine_fits,
+    read_header,
+    write_engine,
+)
 from elastic_export.errors import UserError
 from elastic_export.progress import Progress, no_progress
 
-__all__ = ["BuildOptions", "EngineBuilder", "EngineReport", "device_sm", "installed"]
+__all__ = ["BuildOptions", "EngineBuilder", "EngineReport", "device_name", "device_sm", "installed"]
 
 _NOTES = {
     "accepted": "Accepted by the builder, not run: the device chooses its kernels, sparse and INT8 "
@@ -69,6 +74,30 @@ class EngineReport:
     flags: tuple[str, ...]
     note: str
 
+    @classmethod
+    def of(cls, header: EngineHeader) -> EngineReport:
+        """Tell of an engine what lies beside it: the same words for a new one and a kept one."""
+        layers = None if header.layers is None else [EngineLayer(**each) for each in header.layers]
+        counts = {} if layers is None else summarize(layers)
+        status = "accepted" if header.runtime == "tensorrt-rtx" else "built"
+        return cls(
+            runtime=TITLES[header.runtime],
+            version=header.version,
+            sm=header.sm,
+            status=status,
+            seconds=header.seconds,
+            bytes=header.bytes,
+            layers=counts.get("layers"),
+            layers_note=header.layers_note,
+            fused_attention=counts.get("fused_attention"),
+            int8_layers=counts.get("int8_layers"),
+            eligible_sparse=header.eligible_sparse,
+            picked_sparse=header.picked_sparse,
+            typing=header.typing,
+            flags=header.flags,
+            note=_NOTES[status],
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values, with the fields that say nothing left out but ``layers``."""
         found = {key: value for key, value in asdict(self).items() if value not in (None, "")}
@@ -95,6 +124,13 @@ def device_sm() -> int | None:
         return None
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
+
+
+def device_name() -> str:
+    """Return the name of this machine's GPU; empty without one."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
 
 
 class EngineBuilder:
@@ -131,6 +167,16 @@ class EngineBuilder:
         """Compute capability of the GPU here, times ten; None without one."""
         return device_sm() if self._sm is None else self._sm
 
+    @property
+    def gpu(self) -> str:
+        """Name of the GPU that kernels are timed on; empty where a build times none."""
+        return "" if self.release.chooses_sm else device_name()
+
+    @property
+    def tells_progress(self) -> bool:
+        """Whether a build tells its progress; others are silent for minutes."""
+        return self.release.monitor and hasattr(self.trt, "IProgressMonitor")
+
     def supported_sms(self) -> list[int]:
         """Return what the builder can be told to build for; empty where it cannot be told."""
         if not self.release.chooses_sm:
@@ -159,8 +205,7 @@ class EngineBuilder:
             CheckFailed: The parser or the builder refuses the graph; node and message are named.
             KeyboardInterrupt: Ctrl-C was pressed; the builder stopped at its next step.
         """
-        check_options(options, self.release, self.version)
-        sm = self._target(options)
+        sm = self.target(options)
         graph = read_graph(onnx_path)
         if options.typing == "weak" and graph.quantized != options.int8:
             raise UserError(
@@ -189,7 +234,8 @@ class EngineBuilder:
             raise refused(graph, self.release, self.version, reason)
         data = bytes(engine)
         layers, why_not = self._layers(data, sm, options.dla)
-        write_engine(
+        sparsity = parse_sparsity(log.sparsity) if log.sparsity else None
+        header = write_engine(
             out,
             data,
             {
@@ -202,12 +248,18 @@ class EngineBuilder:
                 "flags": options.flags,
                 "onnx_sha256": sha256_file(onnx_path),
                 "layers": None if layers is None else tuple(asdict(layer) for layer in layers),
+                "layers_note": why_not,
+                "eligible_sparse": None if sparsity is None else sparsity.eligible_sparse,
+                "picked_sparse": None if sparsity is None else sparsity.picked_sparse,
+                "seconds": round(time.perf_counter() - started, 3),
+                "gpu": self.gpu,
+                "options": options.asked,
                 "log_tail": tuple(log.tail),
             },
         )
         if options.timing_cache is not None:
             keep_timings(config, options.timing_cache)
-        return self._report(sm, options, log, len(data), started, layers, why_not)
+        return EngineReport.of(header)
 
     def read_engine_layers(self, engine: Path) -> tuple[list[EngineLayer] | None, str]:
         """Load an engine and ask it for its layers.
@@ -248,7 +300,13 @@ class EngineBuilder:
             )
         return loaded, (runtime, log)
 
-    def _target(self, options: BuildOptions) -> int:
+    def target(self, options: BuildOptions) -> int:
+        """Return the compute capability, times ten, that such a build is for.
+
+        Raises:
+            UserError: The release cannot do what is asked, or cannot build for that here.
+        """
+        check_options(options, self.release, self.version)
         what = f"{TITLES[self.runtime]} {self.version}"
         if self.release.chooses_sm:
             known = self.supported_sms()
@@ -296,34 +354,3 @@ class EngineBuilder:
             return parse_layers(text), ""
         except ValueError as error:
             return None, f"the engine's description of its layers cannot be read: {error}"
-
-    def _report(
-        self,
-        sm: int,
-        options: BuildOptions,
-        log: Any,
-        size: int,
-        started: float,
-        layers: list[EngineLayer] | None,
-        why_not: str,
-    ) -> EngineReport:
-        status = "accepted" if self.release.chooses_sm else "built"
-        counts = {} if layers is None else summarize(layers)
-        sparsity = parse_sparsity(log.sparsity) if log.sparsity else None
-        return EngineReport(
-            runtime=TITLES[self.runtime],
-            version=self.version,
-            sm=sm,
-            status=status,
-            seconds=time.perf_counter() - started,
-            bytes=size,
-            layers=counts.get("layers"),
-            layers_note=why_not,
-            fused_attention=counts.get("fused_attention"),
-            int8_layers=counts.get("int8_layers"),
-            eligible_sparse=None if sparsity is None else sparsity.eligible_sparse,
-            picked_sparse=None if sparsity is None else sparsity.picked_sparse,
-            typing=options.typing,
-            flags=options.flags,
-            note=_NOTES[status],
-        )

@@ -21,7 +21,6 @@ from elastic_export.artifacts.digest import canonical_json, sha256_file
 from elastic_export.artifacts.disk import explained
 from elastic_export.artifacts.manifest import sync
 from elastic_export.engine.bundle_manifest import (
-    KIND,
     MANIFEST,
     FileEntry,
     Manifest,
@@ -30,6 +29,7 @@ from elastic_export.engine.bundle_manifest import (
     Sample,
     damaged,
     digest,
+    is_bundle,
     is_safe,
     read_manifest,
     render,
@@ -218,12 +218,8 @@ def _refuse_foreign(folder: Path) -> None:
     """Never put a bundle in the place of something that is not one."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    try:
-        kind = json.loads((folder / MANIFEST).read_bytes()).get("kind")
-    except (OSError, ValueError, AttributeError):
-        kind = None
     # A damaged bundle may be replaced; its manifest still says what it was.
-    if kind != KIND:
+    if not is_bundle(folder):
         raise UserError(
             f"The folder {folder} is not empty and not a bundle, so it is not replaced.",
             "Choose another output folder, or move what is in it away.",

@@ -25,6 +25,7 @@ __all__ = [
     "Sample",
     "damaged",
     "digest",
+    "is_bundle",
     "is_safe",
     "read_manifest",
     "render",
@@ -153,6 +154,14 @@ def damaged(folder: Path, name: str, how: str) -> CheckFailed:
         f"In the bundle {folder} the file {name} {how}.",
         "Copy the bundle again from where it was built, or build it again.",
     )
+
+
+def is_bundle(folder: Path) -> bool:
+    """Tell whether a folder says that it is a bundle, a damaged one included."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_bytes()).get("kind") == KIND)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def is_safe(name: str) -> bool:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from elastic_export.artifacts.digest import sha256_bytes, sha256_file
 from elastic_export.artifacts.files import drafted
@@ -31,8 +31,10 @@ class EngineHeader(Schema):
     """Where an engine fits, and how it came to be.
 
     ``sm`` is the compute capability times ten; ``dla`` the DLA core that runs it, None for the GPU;
-    ``layers`` are None where the machine that built the engine could not load it; ``log_tail`` are
-    the builder's last lines.
+    ``layers`` are None where the machine that built the engine could not load it, and
+    ``layers_note`` says why; ``log_tail`` are the builder's last lines. ``gpu`` names the GPU that
+    timed the kernels, ``options`` what the builder was asked for: an engine of the same file,
+    version, GPU and options need not be built again.
     """
 
     kind: Literal["elastic-export engine"] = "elastic-export engine"
@@ -48,6 +50,12 @@ class EngineHeader(Schema):
     engine_sha256: str
     bytes: int
     layers: tuple[dict[str, Any], ...] | None = None
+    layers_note: str = ""
+    eligible_sparse: tuple[str, ...] | None = None
+    picked_sparse: tuple[str, ...] | None = None
+    seconds: float = 0.0
+    gpu: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
     log_tail: tuple[str, ...] = ()
 
 

@@ -8,12 +8,14 @@ on the device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from elastic_export.engine.builder import BuildOptions, EngineBuilder, EngineReport, installed
 from elastic_export.progress import Progress, no_progress
 
-__all__ = ["EngineReport", "available", "build", "supported_sms"]
+__all__ = ["EngineReport", "available", "build", "build_all", "supported_sms"]
 
 
 def available() -> str | None:
@@ -49,3 +51,17 @@ def build(onnx_path: Path, out: Path, *, sm: int, progress: Progress = no_progre
     """
     options = BuildOptions(sparse=True, sm=sm)
     return EngineBuilder("tensorrt-rtx").build(onnx_path, out, options, progress)
+
+
+def build_all(
+    files: Mapping[str, Path], folder: Path, *, sm: int, progress: Progress = no_progress
+) -> dict[str, dict[str, Any]]:
+    """Build ``PRECISION.engine`` of several files; arguments and errors as those of `build`.
+
+    Returns:
+        Precision to what the builder said.
+    """
+    return {
+        precision: build(path, folder / f"{precision}.engine", sm=sm, progress=progress).to_json()
+        for precision, path in files.items()
+    }

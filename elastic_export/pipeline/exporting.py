@@ -345,15 +345,8 @@ def compile_engines(
 
     def make(folder: Path, work: Path) -> dict[str, Any]:
         assert exported is not None
-        return {
-            precision: tensorrt_rtx.build(
-                exported.path / file.name,
-                folder / f"{precision}.engine",
-                sm=sm,
-                progress=shop.progress,
-            ).to_json()
-            for precision, file in files.items()
-        }
+        paths = {precision: exported.path / file.name for precision, file in files.items()}
+        return tensorrt_rtx.build_all(paths, folder, sm=sm, progress=shop.progress)
 
     config = {"sm": sm, "files": {precision: file.name for precision, file in files.items()}}
     return flow.do(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from elastic_export.config.dla import LAST_RELEASE, has_dla
 from elastic_export.engine.adapters.releases import TITLES, Release, Typing
@@ -58,6 +59,12 @@ class BuildOptions:
             raise ValueError(f"optimisation levels are 0 to 5, not {self.level}")
         if self.workspace_mib is not None and self.workspace_mib <= 0:
             raise ValueError(f"a workspace has a positive size, not {self.workspace_mib} MiB")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What decides the engine, in plain values; a timing cache only makes it sooner."""
+        plain = {**asdict(self), "pins": sorted(self.pins)}
+        return {name: value for name, value in plain.items() if name not in ("timing_cache", "sm")}
 
     @property
     def flags(self) -> tuple[str, ...]:
