@@ -12,6 +12,7 @@ from elastic_export.cli import (
     bench,
     build,
     cache,
+    compile,
     doctor,
     estimate,
     export,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command()(build.build)
 app.command()(extract.extract)
 app.command()(export.export)
+app.command("compile")(compile.compile_engines)
 app.command()(bench.bench)
 app.command()(estimate.estimate)
 app.command()(report.report)

@@ -1,7 +1,8 @@
-"""``elastic-export bench``: how fast bundles are, on this machine or on boards."""
+"""``elastic-export bench``: how fast networks are, on this machine or on boards."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,8 @@ import typer
 
 from elastic_export.cli.errors import command
 from elastic_export.cli.options import JsonOption, QuietOption, VerboseOption
-from elastic_export.errors import UserError
+from elastic_export.errors import UserError, did_you_mean
+from elastic_export.pipeline.benching.names import RUNNERS, RunnerName
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,17 +34,31 @@ _HEADERS = (
 
 
 def bench(
-    bundles: Annotated[
+    paths: Annotated[
         list[Path],
-        typer.Argument(metavar="BUNDLE...", help="Bundle folders.", show_default=False),
+        typer.Argument(
+            metavar="PATH...",
+            help="Bundle folders; on this machine also ONNX files and descendants.",
+            show_default=False,
+        ),
     ],
     on: Annotated[
         list[str] | None,
         typer.Option("--on", metavar="USER@BOARD", help="Measure there over ssh. May be repeated."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
+    runner: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"On this machine: what runs it, one of {', '.join(RUNNERS)}; without it a "
+            "bundle's own runtime where that and its GPU are here, else onnxruntime, and torch for "
+            "a descendant. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of a runner on the CPU.")] = 1,
     precision: Annotated[
-        list[str] | None, typer.Option(help="On boards: only this one. May be repeated.")
+        list[str] | None, typer.Option(help="Only this one. May be repeated.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="On boards: of each model.")] = 15.0,
     python: Annotated[str, typer.Option(help="On boards: the interpreter.")] = "python3",
@@ -56,32 +72,39 @@ def bench(
         bool, typer.Option("--no-clocks", help="Leave the board's clocks alone.")
     ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="On boards: measure finished models again.")
+        bool,
+        typer.Option(
+            "--fresh", help="On boards: measure finished models again; here: build engines again."
+        ),
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure the latency of bundles, their precisions interleaved.
+    """Measure the latency of networks, all of them interleaved in one run.
 
-    On this machine ONNX Runtime measures one bundle. On boards the script of the bundle builds the
-    engines, checks the sample images, pins the clocks where it may, and measures; a lost connection
-    loses nothing, and the same command goes on where it was.
+    On this machine every path is run by every runner that takes it; TensorRT engines go beside the
+    bundle, and a bundle's sample images are checked first. On boards the script of the bundle
+    builds the engines, checks the sample images, pins the clocks where it may, and measures; a lost
+    connection loses nothing, and the same command goes on where it was.
     """
     with command(as_json, quiet, verbose) as output:
-        from elastic_export import pipeline
-
         if not on:
-            if len(bundles) > 1:
-                raise UserError(
-                    "On this machine one bundle is measured at a time.",
-                    "Give one bundle, or a board with --on.",
-                )
-            from elastic_export.cli.tables import facts
-
-            told = pipeline.bench_bundle(bundles[0], threads=threads, progress=output.progress)
-            output.result(told, facts(told), short=told["chosen"] or told["note"])
+            _bench_here(
+                output,
+                paths,
+                runners=_known(runner or ()),
+                precisions=tuple(precision or ()),
+                threads=threads,
+                fresh=fresh,
+            )
             return
+        if runner:
+            raise UserError(
+                "--runner chooses what runs networks on this machine, and --on names another.",
+                "Leave one of the two away.",
+            )
+        from elastic_export import pipeline
         from elastic_export.measure.remote import VisitOptions
 
         output.kept = "Finished results are kept on the board; the same command goes on there."
@@ -96,7 +119,7 @@ def bench(
             python=python,
         )
         found = pipeline.bench_on(
-            bundles,
+            paths,
             on,
             options,
             ssh_config=ssh_config,
@@ -106,6 +129,30 @@ def bench(
         output.result(found, _tables(found))
         _explain_failures(found, output)
         _end_badly_where_a_model_did(found)
+
+
+def _known(names: Sequence[str]) -> list[RunnerName]:
+    """Refuse a name that no runner has, before anything heavy is loaded."""
+    for name in names:
+        if name not in RUNNERS:
+            raise UserError(f'There is no runner "{name}".', did_you_mean(name, list(RUNNERS)))
+    return [name for name in RUNNERS if name in names]
+
+
+def _bench_here(output: Output, paths: list[Path], **how: Any) -> None:
+    """Measure on this machine; exit with 3 where a sample gave other logits or a check failed."""
+    from elastic_export.cli.benched import lines, tables
+
+    output.kept = "Engines that were built are kept; nothing of the measurement is."
+    with output.task("Loading PyTorch"):
+        from elastic_export import pipeline
+
+        bench_here = pipeline.bench_here
+    found = bench_here(paths, **how, progress=output.progress)
+    output.result(found, tables(found), short="\n".join(lines(found)))
+    wrong = any("wrong_logits" in model["marks"] for model in found["models"])
+    if wrong or any(one["kind"] == "check" for one in found["left_out"]):
+        raise typer.Exit(3)
 
 
 def _tables(found: dict[str, Any]) -> RenderableType:

@@ -10,21 +10,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elastic_export.pipeline.benching.here import bench_here
+    from elastic_export.pipeline.compiling import CompileRequest, compile_here
     from elastic_export.pipeline.estimating import estimate_latency, fit_board
     from elastic_export.pipeline.extracting import extract_one
     from elastic_export.pipeline.flow import STAGES, PlanRow
     from elastic_export.pipeline.inspecting import inspect
     from elastic_export.pipeline.remote import bench_on, probe_board
     from elastic_export.pipeline.run import Built, build, plan
-    from elastic_export.pipeline.single import bench_bundle, export_one
+    from elastic_export.pipeline.single import export_one
 
 __all__ = [
     "STAGES",
     "Built",
+    "CompileRequest",
     "PlanRow",
-    "bench_bundle",
+    "bench_here",
     "bench_on",
     "build",
+    "compile_here",
     "estimate_latency",
     "export_one",
     "extract_one",
@@ -35,13 +39,15 @@ __all__ = [
 ]
 
 _MODULES = {
+    "benching.here": ("bench_here",),
+    "compiling": ("CompileRequest", "compile_here"),
     "estimating": ("estimate_latency", "fit_board"),
     "extracting": ("extract_one",),
     "flow": ("STAGES", "PlanRow"),
     "inspecting": ("inspect",),
     "remote": ("bench_on", "probe_board"),
     "run": ("Built", "build", "plan"),
-    "single": ("bench_bundle", "export_one"),
+    "single": ("export_one",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 

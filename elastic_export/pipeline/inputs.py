@@ -1,19 +1,41 @@
-"""The images a single descendant reads, outside the flow of a recipe."""
+"""A single descendant outside the flow of a recipe: how it is opened, the images it reads."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from elastic_export.checkpoints import load_descendant
 from elastic_export.config.base import Schema
 from elastic_export.config.recipe import DataConfig
 from elastic_export.config.transform import Transform
 from elastic_export.data import Dataset, load_dataset
-from elastic_export.elastic import Family
+from elastic_export.elastic import Descendant, Family
+from elastic_export.elastic.fold import fold_batchnorm
+from elastic_export.elastic.supernet import resolve_spec
 from elastic_export.errors import UserError
+from elastic_export.families.registry import family_config, get_family
 from elastic_export.space import Spec
 
-__all__ = ["assumed_transform", "dataset_for"]
+__all__ = ["assumed_transform", "dataset_for", "open_descendant"]
 
 # ImageNet's evaluation resizes the shorter side to 256 before it crops 224.
 _RESIZE_SHARE = 256 / 224
+
+
+def open_descendant(path: Path) -> tuple[Descendant, Family, Schema, Spec]:
+    """Read a descendant as it is deployed, BatchNorm folded, with what describes it.
+
+    Raises:
+        UserError: The file is missing, damaged, or something else.
+        CheckFailed: A weight does not hold the pattern the file claims.
+    """
+    one = load_descendant(path)
+    family = get_family(one.family)
+    if not one.folded:
+        fold_batchnorm(one.module, family.fold_pairs(one.module))
+        one.folded = True
+    config = family_config(family, one.config)
+    return one, family, config, resolve_spec(family, config, one.genes)
 
 
 def dataset_for(family: Family, config: Schema, spec: Spec, data: DataConfig) -> Dataset:

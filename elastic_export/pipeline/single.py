@@ -1,33 +1,24 @@
-"""One step by itself: export, bench, for people who do not want the whole flow."""
+"""Export by itself, for people who do not want the whole flow."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from elastic_export.checkpoints import load_descendant
 from elastic_export.config.loader import load_calibration
-from elastic_export.config.recipe import DataConfig, MeasureConfig
+from elastic_export.config.recipe import DataConfig
 from elastic_export.config.result import Accuracy
 from elastic_export.config.targets import ResolvedTarget, load_target
 from elastic_export.data import Dataset, top1
 from elastic_export.elastic import Descendant
-from elastic_export.elastic.fold import fold_batchnorm
-from elastic_export.elastic.supernet import resolve_spec
 from elastic_export.engine import tensorrt_rtx
-from elastic_export.engine.bundle import load_bundle
 from elastic_export.engine.runners import OrtRunner
 from elastic_export.errors import CheckFailed, UserError
-from elastic_export.families.registry import family_config, get_family
-from elastic_export.measure.compare import choose
-from elastic_export.measure.machine import describe_machine
-from elastic_export.measure.protocol import measure_interleaved
 from elastic_export.pipeline.bundling import Content, bundle
 from elastic_export.pipeline.exporting import (
     DENSE,
@@ -37,7 +28,7 @@ from elastic_export.pipeline.exporting import (
     lint_for,
     write_files,
 )
-from elastic_export.pipeline.inputs import assumed_transform, dataset_for
+from elastic_export.pipeline.inputs import assumed_transform, dataset_for, open_descendant
 from elastic_export.pipeline.measuring import how, predictor
 from elastic_export.pipeline.result import target_notes
 from elastic_export.progress import Progress, no_progress
@@ -45,7 +36,7 @@ from elastic_export.quantize.calibrate import calibrate
 from elastic_export.quantize.record import QuantizationRecord
 from elastic_export.quantize.smooth import smooth
 
-__all__ = ["bench_bundle", "export_one"]
+__all__ = ["export_one"]
 
 _PARITY_IMAGES = 16
 _SAMPLES = 4
@@ -81,13 +72,7 @@ def export_one(
         CheckFailed: A post-condition of the export does not hold.
     """
     place = load_target(target)
-    one = load_descendant(descendant)
-    family = get_family(one.family)
-    if not one.folded:
-        fold_batchnorm(one.module, family.fold_pairs(one.module))
-        one.folded = True
-    config = family_config(family, one.config)
-    spec = resolve_spec(family, config, one.genes)
+    one, family, config, spec = open_descendant(descendant)
     shape = family.input_shape(config, spec)
     if data is None:
         dataset, transform = None, assumed_transform(family, config, spec)
@@ -125,54 +110,6 @@ def export_one(
         "checks": dict(content.checks),
         "engines": dict(content.reports),
         "notes": notes,
-    }
-
-
-def bench_bundle(
-    folder: Path, *, threads: int = 1, progress: Progress = no_progress
-) -> dict[str, Any]:
-    """Measure every ONNX file of a bundle on this machine, interleaved.
-
-    Files for another runtime than ONNX Runtime run here too; what that says about their device is
-    nothing, and the result says so.
-
-    Raises:
-        UserError: The folder is no bundle.
-        CheckFailed: A file of the bundle was changed.
-    """
-    loaded = load_bundle(folder)
-    shape = loaded.manifest.inputs[0].shape
-    x = torch.randn(*(int(size) for size in shape)).numpy()
-    settings = MeasureConfig(threads=threads, batch_size=int(shape[0]))
-    runners = {p: OrtRunner(loaded.model(p), threads=threads) for p in loaded.manifest.models}
-    timings = measure_interleaved(
-        {p: partial(runner.run, x) for p, runner in runners.items()},
-        settings,
-        progress=progress,
-    )
-    machine = describe_machine()
-    elsewhere = loaded.manifest.runtime.name != "onnxruntime"
-    # What is fast here says nothing about which file to take there.
-    chosen, because = (None, "") if elsewhere else choose(timings)
-    return {
-        "bundle": str(folder),
-        "name": loaded.manifest.name,
-        "target": loaded.manifest.target,
-        "latency": {
-            p: timing.latency(
-                runner="ONNX Runtime",
-                precision=p,
-                batch_size=settings.batch_size,
-                threads=threads,
-                machine=machine,
-            ).model_dump(mode="json")
-            for p, timing in timings.items()
-        },
-        "chosen": chosen,
-        "chosen_because": because,
-        "note": "These files are for another device; their speed here says nothing about it."
-        if elsewhere
-        else "",
     }
 
 
@@ -249,21 +186,17 @@ def _content(
                 runner="ONNX Runtime",
                 how=how(place),
             )
-    engines, reports = {}, {}
+    paths = {precision: draft / file.name for precision, file in files.items()}
+    reports: dict[str, dict[str, Any]] = {}
     if place.software.runtime == "tensorrt-rtx" and tensorrt_rtx.available() is not None:
-        for precision, file in files.items():
-            engines[precision] = draft / f"{precision}.engine"
-            assert place.target.sm is not None
-            report = tensorrt_rtx.build(
-                draft / file.name, engines[precision], sm=place.target.sm, progress=progress
-            )
-            reports[precision] = report.to_json()
+        assert place.target.sm is not None  # every gpu target has one
+        reports = tensorrt_rtx.build_all(paths, draft, sm=place.target.sm, progress=progress)
     return Content(
-        paths={p: draft / file.name for p, file in files.items()},
+        paths=paths,
         files=files,
         samples=samples,
         checks={p: checks[file.name] for p, file in files.items()},
         accuracy=accuracy,
-        engines=engines,
+        engines={p: draft / f"{p}.engine" for p in reports},
         reports=reports,
     )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,26 @@ def run(entry: Path, environment: dict[str, str], tmp_path: Path) -> Run:
         )
 
     return _run
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A descendant of a tiny, untrained supernet, as ``extract`` writes it."""
+    from tests.unit.cli.small import make_small
+
+    return make_small(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def bundle_for(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bundle of ``small`` for a target; to be read, not changed."""
+    from tests.unit.cli.small import call
+
+    out = tmp_path_factory.mktemp("bundles")
+
+    @cache
+    def export(target: str) -> Path:
+        told = call("export", small, "--target", target, "--data", "digits", "--out", out)
+        return Path(told["folder"])
+
+    return export

@@ -16,6 +16,7 @@ COMMANDS = [
     "build",
     "extract",
     "export",
+    "compile",
     "bench",
     "report",
     "inspect",

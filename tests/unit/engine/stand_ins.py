@@ -10,8 +10,10 @@ to 11. Log lines and inspector JSON have the formats recorded in github.com/NVID
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import enum
+import importlib.machinery
 import json
 import types
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 
 VERSIONS = ("8.2.1.8", "8.5.2.2", "8.6.2.3", "10.3.0", "10.16.1", "11.1.0")
 REFUSED = "FooBar"
@@ -42,8 +45,22 @@ class _Monitor:
     def __init__(self) -> None: ...
 
 
-def stand_in(version: str) -> Any:
-    """Make the module of one release."""
+def importable(version: str) -> types.ModuleType:
+    """Make the module of one release as ``import tensorrt`` would find it."""
+    module = types.ModuleType("tensorrt")
+    module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
+    vars(module).update(vars(stand_in(version, computes=True)))
+    return module
+
+
+def stand_in(version: str, *, computes: bool = False) -> Any:
+    """Make the module of one release.
+
+    Args:
+        version: Of TensorRT.
+        computes: Its engines hold the ONNX file, which ONNX Runtime executes on the addresses they
+            are given, so that logits are real; others double a (1, 4) input.
+    """
     number = tuple(int(part) for part in version.split(".")[:2])
     trt = types.SimpleNamespace(__version__=version, ILogger=_Logger, float32="float32")
     trt.nptype = {"float32": np.float32, "float16": np.float16}.__getitem__
@@ -66,6 +83,7 @@ def stand_in(version: str) -> Any:
         trt.HardwareCompatibilityLevel = _enum("Hardware", levels)
     if number >= (10, 16):
         trt.IProgressMonitor = _Monitor
+    trt.computes = computes
     trt.Builder = lambda log: _builder(trt, number, log)
     trt.OnnxParser = lambda network, log: _parser(number, network, log)
     trt.Runtime = lambda log: _runtime(trt, number)
@@ -108,6 +126,7 @@ def _parser(number: tuple[int, int], network: Any, log: Any) -> Any:
     errors: list[Any] = []
 
     def parse_from_file(path: str) -> bool:
+        network.model = Path(path).read_bytes()
         for index, node in enumerate(onnx.load(path).graph.node):
             network.layers.append(_layer(number, node.name, node.op_type))
             if node.op_type == REFUSED:
@@ -222,7 +241,7 @@ def _builder(trt: Any, number: tuple[int, int], log: Any) -> Any:
             log.log(severity.VERBOSE, head + products[0])
         if config.cache is not None:
             config.cache.names |= set(names)
-        return _plan(network, config)
+        return _plan(network, config, computes=trt.computes)
 
     return types.SimpleNamespace(
         create_network=create_network,
@@ -231,7 +250,7 @@ def _builder(trt: Any, number: tuple[int, int], log: Any) -> Any:
     )
 
 
-def _plan(network: Any, config: Any) -> bytes:
+def _plan(network: Any, config: Any, *, computes: bool) -> bytes:
     told = {
         "creation": network.creation,
         "flags": config.set,
@@ -247,6 +266,8 @@ def _plan(network: Any, config: Any) -> bytes:
             x.name for x in network.layers if getattr(x, "precision", "") == "float32" and x.types
         ],
     }
+    if computes:
+        told["model"] = base64.b64encode(network.model).decode()
     return json.dumps(told).encode()
 
 
@@ -291,8 +312,9 @@ def inspected(number: tuple[int, int]) -> dict[str, Any]:
 
 
 def _engine(trt: Any, number: tuple[int, int], told: dict[str, Any]) -> Any:
-    """An engine that doubles its (1, 4) input; only the calls of its release work."""
-    shape, kind = (1, 4), "float32"
+    """An engine that doubles its (1, 4) input, or computes; only its release's calls work."""
+    kind = "float32"
+    names, shapes, run = _computing(told) if "model" in told else _doubling()
     inspector = types.SimpleNamespace(
         get_engine_information=lambda form: json.dumps(inspected(number))
     )
@@ -301,21 +323,40 @@ def _engine(trt: Any, number: tuple[int, int], told: dict[str, Any]) -> Any:
     engine.create_execution_context = lambda: context
     if number >= (8, 5):
         addresses: dict[str, int] = {}
-        names = ["input", "logits"]
         engine.num_io_tensors, engine.get_tensor_name = 2, names.__getitem__
         modes = dict(zip(names, [trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT], strict=True))
         engine.get_tensor_mode = modes.__getitem__
-        engine.get_tensor_shape = lambda name: shape
+        engine.get_tensor_shape = dict(zip(names, shapes, strict=True)).__getitem__
         engine.get_tensor_dtype = lambda name: kind
         context.set_tensor_address = addresses.__setitem__
-        context.execute_async_v3 = lambda stream: _double(addresses["input"], addresses["logits"])
+        context.execute_async_v3 = lambda stream: run(*(addresses[name] for name in names))
     if number < (10, 0):
-        engine.num_bindings, engine.get_binding_name = 2, ["input", "logits"].__getitem__
+        engine.num_bindings, engine.get_binding_name = 2, names.__getitem__
         engine.binding_is_input = [True, False].__getitem__
-        engine.get_binding_shape = lambda index: shape
+        engine.get_binding_shape = shapes.__getitem__
         engine.get_binding_dtype = lambda index: kind
-        context.execute_async_v2 = lambda bindings, stream: _double(*bindings)
+        context.execute_async_v2 = lambda bindings, stream: run(*bindings)
     return engine
+
+
+def _doubling() -> tuple[list[str], list[tuple[int, ...]], Any]:
+    return ["input", "logits"], [(1, 4), (1, 4)], _double
+
+
+def _computing(told: dict[str, Any]) -> tuple[list[str], list[tuple[int, ...]], Any]:
+    """Names and shapes of input and output, and what computes from address to address."""
+    model = base64.b64decode(told["model"])
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (source,), (sink, *_) = session.get_inputs(), session.get_outputs()
+
+    def run(given: int, answer: int) -> bool:
+        image = np.empty(source.shape, np.float32)
+        ctypes.memmove(image.ctypes.data, given, image.nbytes)
+        (logits,) = session.run([sink.name], {source.name: image})
+        ctypes.memmove(answer, logits.ctypes.data, logits.nbytes)
+        return True
+
+    return [source.name, sink.name], [tuple(source.shape), tuple(sink.shape)], run
 
 
 def _double(source: int, sink: int) -> bool:

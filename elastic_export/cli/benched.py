@@ -1,0 +1,84 @@
+"""What ``bench`` measured on this machine, as a table and in one line a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from elastic_export.cli.tables import table, titled
+
+__all__ = ["lines", "tables"]
+
+_HEADERS = (
+    "model",
+    "runner",
+    "precision",
+    "median ms",
+    "p90 ms",
+    "p99 ms",
+    "top-1 %",
+    "logits",
+    "measurement",
+    "marks",
+)
+
+
+def tables(found: dict[str, Any]) -> RenderableType:
+    """Lay out one row a candidate, then what to deploy, then what to know about it."""
+    machine = found["machine"]
+    gpu = [machine["gpu"]["name"]] if "gpu" in machine else []
+    title = ", ".join(
+        ["Latency on this machine", machine["cpu"], *gpu, f"{found['threads']} thread(s)"]
+    )
+    rows = [_row(model) for model in found["models"]]
+    taken = [
+        f"{name}: take {choice['precision']} with {choice['runner']}, {choice['why']}"
+        for name, choice in found["chosen"].items()
+    ]
+    notes = [f"Note: {note}" for note in found["notes"]]
+    return Group(titled(title, table(_HEADERS, rows)), *taken, *notes)
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """Write each model in one line: what every runner took, and what to deploy."""
+    for name in dict.fromkeys(model["model"] for model in found["models"]):
+        parts = [_short(model) for model in found["models"] if model["model"] == name]
+        choice = found["chosen"].get(name)
+        take = f"; take {choice['precision']}" if choice else ""
+        yield f"{name}: {', '.join(parts)}{take}"
+
+
+def _row(model: dict[str, Any]) -> list[object]:
+    latency, logits = model["latency"], model["logits"]
+    return [
+        model["model"],
+        model["runner"],
+        model["precision"],
+        latency["median_ms"],
+        latency["p90_ms"],
+        latency["p99_ms"],
+        _top1(model["top1"]),
+        None if logits is None else "agree" if logits["ok"] else "DIFFER",
+        _settled(latency),
+        ", ".join(model["marks"]) or None,
+    ]
+
+
+def _top1(accuracy: dict[str, Any] | None) -> str | None:
+    if accuracy is None:
+        return None
+    emulated = " emulated" if accuracy["how"] == "emulated" else ""
+    return f"{accuracy['top1']:.2f}{emulated}"
+
+
+def _settled(latency: dict[str, Any]) -> str:
+    if latency["settled"]:
+        return "settled"
+    return f"inconclusive: {latency['unsettled_because']}"
+
+
+def _short(model: dict[str, Any]) -> str:
+    wrong = " (logits DIFFER)" if "wrong_logits" in model["marks"] else ""
+    return f"{model['runner']} {model['precision']} {model['latency']['median_ms']:.4g} ms{wrong}"

@@ -1,0 +1,1 @@
+"""Latency on this machine: what runs what, whether it computes right, how long it takes."""
