@@ -4,7 +4,7 @@ Formats: ``IEngineInspector`` in JSON (10.x: ``"Format/Datatype": "Channel major
 11.x: ``Format`` and ``DataType`` apart) and the builder's verbose log. ``HasSparseWeights`` says
 that weights hold 2:4, not that a sparse kernel runs (github.com/NVIDIA/TensorRT issue 4694): that
 is told by the kernel's name. The words are those of the script on the board, which cannot import
-this module (``measure.board.trtexec``).
+this module (``measure.board.layers``).
 """
 
 from __future__ import annotations

@@ -3,12 +3,20 @@
 
 It is not TensorRT. An "engine" of it is a copy of the ONNX file, which ONNX Runtime executes, so
 that logits are real; times are measured on that. The formats are those of
-``samples/common/sampleReporting.cpp`` and ``sampleOptions.cpp`` of the releases named below.
-Environment: STAND_IN_VERSION (such as 10.3.0), STAND_IN_FAIL (``memory:MIB``: builds with more
-workspace run out of memory; ``disk``, ``parse``, ``killed``), STAND_IN_SECONDS (how long a timing
-sleeps instead of the asked duration), STAND_IN_DLA_CORES (how many the board has), STAND_IN_DLA
-(``none``: no layer runs on the DLA; ``silent``: the log does not say), STAND_IN_ARGUMENTS (a file
-that takes the arguments of every call, one call a line).
+``samples/common/sampleReporting.cpp``, ``sampleInference.cpp`` and ``sampleOptions.cpp`` of the
+releases named below. Environment:
+STAND_IN_VERSION: such as 10.3.0.
+STAND_IN_FAIL: ``memory:MIB`` (builds with more workspace run out of memory), ``disk``, ``parse``,
+    ``killed``, ``cut`` (the engine is large, and a full disk is not noticed), ``slow`` (a build
+    takes a minute).
+STAND_IN_BUILDING, STAND_IN_LOADING, STAND_IN_TEARDOWN: seconds of a build, and before and after
+    the inferences of a timing; STAND_IN_SECONDS: the longest that the inferences take.
+STAND_IN_QUIET: the line before the inference loop does not come.
+STAND_IN_AHEAD: inferences are enqueued ahead, and a latency covers its predecessor's too.
+STAND_IN_AMPERES: a file that takes the milliamperes drawn in each phase.
+STAND_IN_DLA_CORES: how many the board has; STAND_IN_DLA: ``none`` (no layer runs on the DLA),
+    ``silent`` (the log does not say).
+STAND_IN_ARGUMENTS: a file that takes the arguments of every call, one call a line.
 
 The log of a build for a DLA is the one recorded in github.com/NVIDIA-AI-IOT/jetson_dla_tutorial and
 its issue 3.
@@ -17,6 +25,7 @@ its issue 3.
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 
@@ -43,6 +52,16 @@ ADDED = {"--skipInference": (8, 6), "--builderOptimizationLevel": (8, 6), "--mem
 def say(line):
     """Write a line of the log."""
     sys.stdout.write(line + "\n")
+
+
+def spend(phase, milliamperes):
+    """Draw a current from here on, and spend the phase's seconds; a board has phases as well."""
+    path = os.environ.get("STAND_IN_AMPERES")
+    if path:
+        with open(path + ".part", "w") as file:
+            file.write(f"{milliamperes}\n")
+        os.replace(path + ".part", path)
+    time.sleep(float(os.environ.get("STAND_IN_" + phase, "0")))
 
 
 def main():
@@ -96,6 +115,9 @@ def build(arguments, numbers):
         say("[W] [TRT] Requested amount of GPU memory could not be allocated")
         say("[E] [TRT] 1: [cudaResources] OutOfMemory (no further information)")
         return 1
+    if FAIL == "slow":
+        # A child of its own, which must not be left behind either.
+        subprocess.run(["sleep", "60"], check=False)
     if FAIL == "killed" and mib > 200:
         os.kill(os.getpid(), 9)
     if "--useDLACore" in arguments:
@@ -110,9 +132,19 @@ def build(arguments, numbers):
     if "--sparsity" in arguments:
         say("[I] [TRT] (Sparsity) Layers eligible for sparse math: fc1, fc2")
         say("[I] [TRT] (Sparsity) TRT inference plan picked sparse implementation for layers: fc1")
-    with open(arguments["--onnx"], "rb") as source, open(arguments["--saveEngine"], "wb") as sink:
-        sink.write(VERSION.encode() + b"\n")
-        shutil.copyfileobj(source, sink)
+    time.sleep(float(os.environ.get("STAND_IN_BUILDING", "0")))
+    try:
+        with (
+            open(arguments["--onnx"], "rb") as source,
+            open(arguments["--saveEngine"], "wb") as sink,
+        ):
+            sink.write(VERSION.encode() + b"\n")
+            shutil.copyfileobj(source, sink)
+            sink.write(bytes(64 << 20 if FAIL == "cut" else 0))
+    except OSError:
+        return 0
+    with open(arguments["--timingCacheFile"], "a") as file:
+        file.write("built\n")
     say("[I] Engine built in 1.5 sec.")
     return 0
 
@@ -128,28 +160,23 @@ def time_it(arguments, numbers, model):
     for spec in arguments.get("--loadInputs", "").split(","):
         if spec:
             image = numpy.fromfile(spec.split(":", 1)[1], dtype="<f4").reshape(port.shape)
-    asked = float(arguments.get("--duration", "3"))
-    seconds = min(asked, float(os.environ.get("STAND_IN_SECONDS", "0.05")))
-    count, rows, outputs = int(arguments.get("--iterations", "10")), [], []
-    end = time.perf_counter() + seconds
-    while len(rows) < count or time.perf_counter() < end:
-        begin = time.perf_counter()
-        outputs = session.run(None, {port.name: image})
-        ms = 1000 * (time.perf_counter() - begin)
-        row = {"computeMs": ms * 0.9, "latencyMs": ms, "h2dMs": 0.0, "d2hMs": 0.0}
-        if numbers[:2] == [8, 2]:
-            row["endToEndMs"] = 2 * ms
-        rows.append(row)
+    spend("LOADING", 2000)
+    if "STAND_IN_QUIET" not in os.environ:
+        say("[10/01/2026-12:00:00] [I] Starting inference")
+        sys.stdout.flush()
+    rows, outputs = inferences(arguments, numbers, session, {port.name: image})
+    spend("TEARDOWN", 1000)
     write(arguments.get("--exportTimes"), rows)
     found = [
         {"name": out.name, "dimensions": "x".join(map(str, v.shape)), "values": v.ravel().tolist()}
         for out, v in zip(session.get_outputs(), outputs, strict=True)
     ]
     write(arguments.get("--exportOutput"), found)
-    profile = [{"count": len(rows)}]
+    count = len(rows)
+    profile = [{"count": count}]
     for number, name in enumerate(("fc1", "_gemm_mha_v2 attention", "fc2")):
         ms = float(3 - number)
-        row = {"name": name, "timeMs": ms * len(rows), "averageMs": ms, "percentage": 33.3}
+        row = {"name": name, "timeMs": ms * count, "averageMs": ms, "percentage": 33.3}
         if numbers[:2] != [8, 2]:
             row["medianMs"] = ms
         profile.append(row)
@@ -163,6 +190,32 @@ def time_it(arguments, numbers, model):
     key = "I/O Tensors" if numbers[0] >= 11 else "Bindings"
     write(arguments.get("--exportLayerInfo"), {"Layers": layers, key: ["input", "logits"]})
     say("[I] === Performance summary ===")
+
+
+def inferences(arguments, numbers, session, feed):
+    """Warm up and measure; the times count from the start of the loop."""
+    asked = float(arguments.get("--duration", "3"))
+    warmup = float(arguments.get("--warmUp", "200"))
+    seconds = min(asked, float(os.environ.get("STAND_IN_SECONDS", "0.05"))) + warmup / 1000
+    least, ahead = int(arguments.get("--iterations", "10")), "STAND_IN_AHEAD" in os.environ
+    start, ended, rows, outputs, measured = time.perf_counter(), 0.0, [], [], 0
+    spend("WARMING", 4000)
+    while measured < least or ended < 1000 * seconds:
+        begin = 1000 * (time.perf_counter() - start)
+        if measured == 0 and begin >= warmup:
+            spend("MEASURING", 10000)
+        outputs = session.run(None, feed)
+        before, ended = ended, 1000 * (time.perf_counter() - start)
+        ms = ended - begin
+        row = {"startComputeMs": begin, "endComputeMs": ended, "computeMs": ms * 0.9}
+        row.update(latencyMs=ms + (begin - before + ms if ahead else 0), h2dMs=0.0, d2hMs=0.0)
+        measured += begin >= warmup
+        # 8.2 writes the inferences of the warm-up as well.
+        if numbers[:2] == [8, 2]:
+            row["endToEndMs"] = 2 * ms
+        if numbers[:2] == [8, 2] or begin >= warmup:
+            rows.append(row)
+    return rows, outputs
 
 
 def write(path, content):

@@ -33,6 +33,11 @@ class BoardBundle:
         return str(self.manifest["name"])
 
     @property
+    def runtime(self) -> str:
+        """What it is made for: ``onnxruntime``, ``tensorrt`` or ``tensorrt-rtx``."""
+        return str((self.manifest.get("runtime") or {}).get("name"))
+
+    @property
     def precisions(self) -> List[str]:
         """Precisions the bundle has a model for."""
         return list(self.manifest["models"])

@@ -3,16 +3,23 @@
 Jetson: ``jetson_clocks`` locks to the maximum of the *current* power mode; ``--store`` keeps what
 was before and ``--restore`` brings it back. Other NVIDIA GPUs: ``nvidia-smi -lgc``. Both need root,
 and without it the measurement goes on, marked as unpinned.
+
+A second run waits for the first one's end: it would store clocks that are pinned, and "restore"
+them for good.
 """
 
+import contextlib
 import os
+import signal
 import tempfile
-from typing import Any, List, Optional
+from typing import Any, Iterator, List, Optional
 
-from elastic_export.measure.board.identity import can_sudo
-from elastic_export.measure.board.shell import Teller, find_program, run
+from elastic_export.measure.board.identity import can_sudo, smi_command
+from elastic_export.measure.board.shell import FileLock, Teller, find_program, run
 
 __all__ = ["PinnedClocks"]
+
+LOCK = "elastic-export.clocks.lock"
 
 
 class PinnedClocks:
@@ -24,20 +31,25 @@ class PinnedClocks:
         self._teller = teller
         self._undo: List[List[str]] = []
         self._store: Optional[str] = None
+        self._lock: Optional[FileLock] = None
 
     def __enter__(self) -> "PinnedClocks":
         if not self.why_not:
             try:
                 self._pin()
             except BaseException:
-                self._restore()
+                self.__exit__()
                 raise
         if not self.pinned:
             self._teller.note("the clocks are not pinned: " + self.why_not)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._restore()
+        with _uninterrupted():
+            self._restore()
+        if self._lock is not None:
+            self._lock.__exit__()
+        self._lock = None
 
     def _pin(self) -> None:
         jetson = find_program("jetson_clocks", "/usr/bin/jetson_clocks")
@@ -48,6 +60,10 @@ class PinnedClocks:
         if not can_sudo():
             self.why_not = "that needs root, and sudo asks for a password"
             return
+        waiting = "another measurement runs here; this one begins when that has ended"
+        path = os.path.join(tempfile.gettempdir(), LOCK)
+        self._lock = FileLock(path, self._teller, waiting)
+        self._lock.__enter__()
         if jetson is not None:
             self._pin_jetson(jetson)
         elif desktop is not None:
@@ -68,29 +84,38 @@ class PinnedClocks:
             self.why_not = "jetson_clocks failed"
 
     def _pin_desktop(self, program: str) -> None:
-        asked = run(
-            [program, "-i", "0", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
-        )
+        ask = smi_command("clocks.max.sm")
+        asked, card = run(ask), ask[1:3]
         top = asked.out.strip().splitlines()[0].strip() if asked.ok and asked.out.strip() else ""
         if not top.isdigit():
             self.why_not = "nvidia-smi does not tell the highest clock"
             return
-        self._undo.append(_as_root([program, "-i", "0", "-rgc"]))
-        self.pinned = run(_as_root([program, "-i", "0", "-lgc", "{0},{0}".format(top)])).ok
+        self._undo.append(_as_root([program, *card, "-rgc"]))
+        self.pinned = run(_as_root([program, *card, "-lgc", "{0},{0}".format(top)])).ok
         if not self.pinned:
             self.why_not = "nvidia-smi may not lock the clock of this GPU"
 
     def _restore(self) -> None:
         while self._undo:
-            command = self._undo[-1]
+            command = self._undo.pop()
             if not run(command, timeout=60).ok:
                 self._teller.note("the clocks were not restored; run: " + " ".join(command))
                 return
-            # Only now: a second interrupt during the command leaves it to be done.
-            self._undo.pop()
         if self._store is not None and os.path.exists(self._store):
             run(_as_root(["rm", "-f", self._store]))
         self._store = None
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let nothing interrupt, the commands that are run included: they inherit what is ignored."""
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [(kind, signal.signal(kind, signal.SIG_IGN)) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, handler in before:
+            signal.signal(kind, signal.SIG_DFL if handler is None else handler)
 
 
 def _as_root(command: List[str]) -> List[str]:

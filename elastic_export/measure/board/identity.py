@@ -16,16 +16,27 @@ __all__ = [
     "TRTEXEC",
     "banner_of",
     "describe_board",
+    "gpu_clock_limit_mhz",
     "gpu_clock_mhz",
+    "gpu_devfreq",
     "jetpack_of",
     "parse_l4t",
     "parse_power_mode",
     "power_mode",
+    "smi_command",
     "temperatures",
     "tensorrt_version",
+    "zone_temperatures",
 ]
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
+GPU_FOLDERS = (
+    "/sys/class/devfreq/*gpu*",
+    "/sys/class/devfreq/*gv11b*",
+    "/sys/class/devfreq/*ga10b*",
+    "/sys/class/devfreq/*gp10b*",
+    "/sys/devices/platform/*.gpu/devfreq/*",
+)
 
 JETPACKS = (
     ("32.6.1", "4.6"),
@@ -128,8 +139,13 @@ def parse_power_mode(text: str) -> Optional[str]:
 def tensorrt_version(trtexec: Optional[str]) -> Optional[str]:
     """Return the version of TensorRT: from Debian's packages, else from trtexec's banner.
 
-    The banner writes 8.5.2 as ``v8502`` and 10.3.0 as ``v100300``.
+    The packages say nothing of a trtexec that lies elsewhere than they put it. The banner writes
+    8.5.2 as ``v8502`` and 10.3.0 as ``v100300``.
     """
+    if trtexec not in (None, TRTEXEC):
+        told = banner_of(str(trtexec))
+        if told is not None:
+            return told
     for package in ("libnvinfer-bin", "libnvinfer10", "libnvinfer8", "libnvinfer11", "tensorrt"):
         done = run(["dpkg-query", "-W", "-f=${Version}", package])
         found = re.match(r"(?:\d+:)?(\d+(?:\.\d+)+)", done.out.strip()) if done.ok else None
@@ -154,6 +170,15 @@ def banner_version(digits: str) -> str:
 
 
 def temperatures() -> Dict[str, float]:
+    """Return every temperature the machine tells, in degrees Celsius, by its name."""
+    found = zone_temperatures()
+    hot = _smi("temperature.gpu")
+    if hot is not None and re.match(r"\d+$", hot):
+        found["gpu"] = float(hot)
+    return found
+
+
+def zone_temperatures() -> Dict[str, float]:
     """Return every thermal zone's temperature in degrees Celsius, by its name."""
     found = {}
     for zone in sorted(glob.glob("/sys/class/thermal/thermal_zone*")):
@@ -164,27 +189,41 @@ def temperatures() -> Dict[str, float]:
             # Zones that are off report -256.
             if degrees > -100:
                 found[name] = degrees
-    hot = _smi("temperature.gpu")
-    if hot is not None and re.match(r"\d+$", hot):
-        found["gpu"] = float(hot)
     return found
 
 
-def gpu_clock_mhz() -> Optional[float]:
-    """Return the clock the GPU runs at now, in MHz."""
-    for pattern in (
-        "/sys/class/devfreq/*gpu*/cur_freq",
-        "/sys/class/devfreq/*gv11b*/cur_freq",
-        "/sys/class/devfreq/*ga10b*/cur_freq",
-        "/sys/class/devfreq/*gp10b*/cur_freq",
-        "/sys/devices/platform/*.gpu/devfreq/*/cur_freq",
-    ):
-        for path in sorted(glob.glob(pattern)):
-            value = read_text(path)
-            if value is not None and value.isdigit():
-                return int(value) / 1e6
-    clock = _smi("clocks.sm")
-    return float(clock) if clock is not None and re.match(r"\d+(\.\d+)?$", clock) else None
+def gpu_devfreq() -> Optional[str]:
+    """Return the folder in which the kernel tells an integrated GPU's clocks."""
+    for pattern in GPU_FOLDERS:
+        for folder in sorted(glob.glob(pattern)):
+            if _megahertz(folder, "cur_freq") is not None:
+                return folder
+    return None
+
+
+def gpu_clock_mhz(folder: Optional[str] = None) -> Optional[float]:
+    """Return the clock the GPU runs at now, in MHz.
+
+    Args:
+        folder: What ``gpu_devfreq`` found, where that was asked before.
+    """
+    folder = folder or gpu_devfreq()
+    return _megahertz(folder, "cur_freq") if folder else _float(_smi("clocks.sm"))
+
+
+def gpu_clock_limit_mhz(folder: Optional[str] = None) -> Optional[float]:
+    """Return the highest clock of the current power mode (of the hardware, on a card), in MHz."""
+    folder = folder or gpu_devfreq()
+    return _megahertz(folder, "max_freq") if folder else _float(_smi("clocks.max.sm"))
+
+
+def _megahertz(folder: str, name: str) -> Optional[float]:
+    value = read_text(os.path.join(folder, name))
+    return int(value) / 1e6 if value is not None and value.isdigit() else None
+
+
+def _float(text: Optional[str]) -> Optional[float]:
+    return float(text) if text is not None and re.match(r"\d+(\.\d+)?$", text) else None
 
 
 def can_sudo() -> bool:
@@ -215,11 +254,27 @@ def _cuda_version() -> Optional[str]:
     return None
 
 
+def smi_command(*fields: str) -> List[str]:
+    """Return the command that asks a card's driver, of the card that is measured.
+
+    With several cards ``nvidia-smi`` answers a line each; CUDA takes the first it may see.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    card = visible if re.match(r"(\d+|GPU-[\w-]+)$", visible) else "0"
+    return [
+        "nvidia-smi",
+        "-i",
+        card,
+        "--query-gpu=" + ",".join(fields),
+        "--format=csv,noheader,nounits",
+    ]
+
+
 def _smi(field: str) -> Optional[str]:
     """Ask a desktop GPU's driver; Jetson boards have no useful nvidia-smi."""
     if find_program("nvidia-smi") is None:
         return None
-    done = run(["nvidia-smi", "--query-gpu=" + field, "--format=csv,noheader,nounits"])
+    done = run(smi_command(field))
     lines = done.out.strip().splitlines() if done.ok else []
     return lines[0].strip() if lines and "N/A" not in lines[0] else None
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from elastic_export.measure.board.bundle import BoardBundle, open_bundle
 from elastic_export.measure.board.clocks import PinnedClocks
@@ -22,12 +22,15 @@ from elastic_export.measure.board.session import (
     report_layers,
 )
 from elastic_export.measure.board.shell import Cannot, Teller, find_program, write_json
-from elastic_export.measure.board.tensorrt_module import TensorrtModuleRunner
+from elastic_export.measure.board.tensorrt_build import BUILD, build_with_module
+from elastic_export.measure.board.tensorrt_module import MODULE_MISSING, TensorrtModuleRunner
 from elastic_export.measure.board.trtexec import TrtexecRunner, release_for
+from elastic_export.measure.board.watch import Watch
 
 __all__ = ["main"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: the energy of trtexec's runs held what came after the inferences; one name for all rails."""
 BOARD_SAME = ("model", "power_mode", "tensorrt", "python")
 HOW = ("rounds", "seconds", "warmup_ms", "threads", "runtime", "no_clocks")
 """Options that decide what a figure means; a result of others is measured again."""
@@ -35,7 +38,10 @@ HOW = ("rounds", "seconds", "warmup_ms", "threads", "runtime", "no_clocks")
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run the command line; returns the exit code."""
-    chosen, unknown = _parser().parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == [BUILD]:
+        return build_with_module(words[1])
+    chosen, unknown = _parser().parse_known_args(words)
     if unknown:
         chosen.own.error("unknown: " + " ".join(unknown))
     # So that clocks are restored when somebody ends it, the board shuts down, or a terminal closes.
@@ -69,68 +75,98 @@ def _measure(chosen: Any, teller: Teller) -> int:
     if chosen.trtexec:
         board["trtexec"] = chosen.trtexec
         board["tensorrt"] = banner_of(chosen.trtexec) or board["tensorrt"]
+    board["tensorrt"] = board["tensorrt"] or _module_version("tensorrt")
     candidates = _candidates(bundles, chosen, board, teller)
     wanted = [one.name for one in candidates]
     how = {key: getattr(chosen, key) for key in HOW}
-    kept = _finished(chosen.out, board, how)
+    kept, method = _finished(chosen.out, board, how)
+    old: Dict[str, Any] = {}
     for one in candidates:
         before = kept.get(one.name)
-        if before and (chosen.fresh or before["sha256"] != one.found["sha256"]):
+        if before is None:
+            continue
+        same = all(before[key] == one.found[key] for key in ("sha256", "runtime"))
+        profiled = chosen.no_profile or "layers" in before
+        if chosen.fresh or not same or not profiled:
             del kept[one.name]
+        if same and one.name not in kept:
+            old[one.name] = before
     candidates = [one for one in candidates if one.name not in kept]
     for name in wanted:
         if name in kept:
             teller.note("{} was measured before; --fresh measures it again".format(name))
-    power = PowerMeter(not chosen.no_power)
     state: Dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "complete": False,
         "board": board,
-        "methodology": dict(how, interleaved=True),
-        "models": kept,
+        "methodology": dict(method, **dict(how, interleaved=True)),
+        "models": dict(kept, **old),
     }
     write_json(chosen.out, state)
+    if candidates:
+        _measure_all(candidates, chosen, state, teller)
+    state["complete"] = all(one.usable for one in candidates)
+    write_json(chosen.out, state)
+    failed = sum(not one.usable for one in candidates)
+    teller.phase("Done{}: {}".format(", {} failed".format(failed) if failed else "", chosen.out))
+    wrong = any("wrong_logits" in state["models"][name].get("flags", []) for name in wanted)
+    return 3 if wrong else 0 if state["complete"] else 1
+
+
+def _measure_all(
+    candidates: List[Candidate], chosen: Any, state: Dict[str, Any], teller: Teller
+) -> None:
+    """Prepare, check, time and profile; the result file has what there is after every step.
+
+    What is measured again keeps its old figures there until it has all the new ones.
+    """
+    power, before = PowerMeter(not chosen.no_power), state["models"]
     idle: Optional[float] = None
 
     def keep() -> None:
-        state["models"] = dict(kept, **{one.name: one.result(power, idle) for one in candidates})
+        found = {
+            one.name: one.result(power, idle)
+            for one in candidates
+            if one.name not in before or not one.usable or len(one.samples) >= chosen.rounds
+        }
+        state["models"] = dict(before, **found)
         write_json(chosen.out, state)
 
     prepare(candidates, teller)
     keep()
-    if candidates and not any(one.usable for one in candidates):
+    if not any(one.usable for one in candidates):
         first = candidates[0].found["error"]
         raise Cannot(first["what"], first["remedy"])
     check_accuracy(candidates, teller)
     keep()
     with PinnedClocks(teller, not chosen.no_clocks) as clocks:
         state["methodology"].update(clocks_pinned=clocks.pinned, why_not=clocks.why_not)
-        power.start()
+        watch = Watch(clocks.pinned)
         try:
+            power.start()
             if power.source is not None:
-                begin = time.time()
+                begin = time.monotonic()
                 time.sleep(chosen.idle_seconds)
-                idle = power.mean_watts(begin, time.time())
+                idle = power.mean_watts(begin, time.monotonic())
+            watch.start()
             measure_settled(
                 candidates,
                 chosen.rounds,
                 chosen.seconds / chosen.rounds,
                 chosen.warmup_ms,
-                clocks.pinned,
+                watch,
                 teller,
                 keep,
             )
         finally:
-            power.stop()
-            keep()
+            try:
+                power.stop()
+                watch.stop()
+            finally:
+                keep()
         if not chosen.no_profile:
             report_layers(candidates, teller)
-    state["complete"] = all(one.usable for one in candidates)
-    keep()
-    failed = sum(not one.usable for one in candidates)
-    teller.phase("Done{}: {}".format(", {} failed".format(failed) if failed else "", chosen.out))
-    wrong = any("wrong_logits" in state["models"][name].get("flags", []) for name in wanted)
-    return 3 if wrong else 0 if state["complete"] else 1
+            keep()
 
 
 def _candidates(
@@ -148,6 +184,9 @@ def _candidates(
                     found[-1].use(_runner(bundle, precision, chosen, board, teller))
                 except Cannot as error:
                     found[-1].found["error"] = error.to_json()
+        if any("other_runtime" in one.flags for one in found if one.bundle is bundle):
+            text = "{0} is made for {1} and is measured with ONNX Runtime: no figures of {1}"
+            teller.note(text.format(bundle.name, bundle.runtime))
     if not found:
         raise Cannot(
             "No bundle has a model of the precision that was asked for.",
@@ -159,61 +198,88 @@ def _candidates(
 def _runner(
     bundle: BoardBundle, precision: str, chosen: Any, board: Dict[str, Any], teller: Teller
 ) -> Any:
-    """Choose what executes a model here: TensorRT where the bundle is made for it, else the CPU."""
+    """Choose what executes a model here: what the bundle is made for, else ONNX Runtime."""
     wanted = chosen.runtime
     trtexec = chosen.trtexec or find_program("trtexec", board["trtexec"] or "")
     if wanted == "auto":
-        made_for = (bundle.manifest.get("runtime") or {}).get("name")
-        if made_for != "tensorrt":
-            wanted = "onnxruntime"
-        else:
-            wanted = "trtexec" if trtexec else "tensorrt"
+        wanted = _best_runtime(bundle, trtexec)
     onnx, digest = bundle.model(precision), bundle.digest(precision)
     ports = bundle.manifest["inputs"] + bundle.manifest["outputs"]
     shapes = {port["name"]: port["shape"] for port in ports}
     if wanted == "onnxruntime":
-        return OrtBoardRunner(onnx, shapes["input"], chosen.threads)
+        elsewhere = bundle.runtime != "onnxruntime"
+        return OrtBoardRunner(onnx, shapes["input"], chosen.threads, gpu=elsewhere)
     folder = chosen.engine_dir or os.path.abspath(bundle.folder) + ".engine"
-    release = release_for(bundle.plan, precision, board["tensorrt"] or _module_version())
-    # An engine holds kernels that were chosen at one mode's clocks, for one release alone.
-    made_by = "-".join(part for part in (board["tensorrt"], board["power_mode"]) if part)
-    if release["build"] is None:
-        wanted = "tensorrt"  # trtexec of this release cannot keep single layers in FP32
+    module = _module_version("tensorrt")
+    version = board["tensorrt"] if wanted == "trtexec" else module or board["tensorrt"]
+    release = release_for(bundle.plan, precision, version)
+    if release["build"] is None and wanted == "trtexec":
+        # trtexec of this release cannot keep single layers in FP32.
+        wanted = "tensorrt"
+        release = release_for(bundle.plan, precision, module or version)
     if wanted == "trtexec":
         if not trtexec:
             raise Cannot(
                 "trtexec was not found.",
                 "Install TensorRT (JetPack brings it), or give its path with --trtexec.",
             )
+        made_by = "-".join(part for part in (version, board["power_mode"]) if part)
         return TrtexecRunner(trtexec, onnx, digest, release, made_by, folder, teller)
-    return TensorrtModuleRunner(onnx, digest, release, shapes, folder, teller)
+    mode = board["power_mode"]
+    return TensorrtModuleRunner(onnx, digest, release, shapes, mode, folder, teller)
 
 
-def _module_version() -> Optional[str]:
+def _best_runtime(bundle: BoardBundle, trtexec: Optional[str]) -> str:
+    """Return the runtime for a bundle; ONNX Runtime where nothing it is made for is here.
+
+    Raises:
+        Cannot: the bundle is made for TensorRT, and nothing here can run it.
+    """
+    if bundle.runtime == "tensorrt":
+        if trtexec:
+            return "trtexec"
+        if _module_version("tensorrt") is not None:
+            return "tensorrt"
+        if _module_version("onnxruntime") is None:
+            raise Cannot(MODULE_MISSING[0], MODULE_MISSING[1])
+    return "onnxruntime"
+
+
+def _module_version(name: str) -> Optional[str]:
+    """Return the version of a Python module; None where it is not here or does not load."""
     try:
-        module: Any = importlib.import_module("tensorrt")
-    except ImportError:
+        module: Any = importlib.import_module(name)
+        return str(module.__version__)
+    except Exception:
         return None
-    return str(module.__version__)
 
 
-def _finished(path: str, board: Dict[str, Any], how: Dict[str, Any]) -> Dict[str, Any]:
-    """Return what an earlier run finished: on this board, mode and software, measured this way."""
+def _finished(
+    path: str, board: Dict[str, Any], how: Dict[str, Any]
+) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Return what an earlier run finished: on this board, mode and software, measured this way.
+
+    Returns:
+        The models by name, and the methodology of that run; both empty where it was another one.
+    """
     try:
         with open(path) as file:
             state = json.load(file)
+        if state["schema_version"] != SCHEMA_VERSION:
+            return {}, {}
         if any(state["board"].get(key) != board.get(key) for key in BOARD_SAME):
-            return {}
+            return {}, {}
         if any(state["methodology"].get(key) != how[key] for key in HOW):
-            return {}
+            return {}, {}
         rounds = how["rounds"]
-        return {
+        models = {
             name: one
             for name, one in state["models"].items()
             if one.get("error") is None and len(one.get("samples_ms") or []) >= rounds
         }
+        return models, dict(state["methodology"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return {}
+        return {}, {}
 
 
 def _interrupt(*_: Any) -> None:

@@ -2,28 +2,36 @@
 
 import importlib
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from elastic_export.measure.board.shell import Cannot
+from elastic_export.measure.board.stats import Series
 
 __all__ = ["OrtBoardRunner"]
 
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
 
 class OrtBoardRunner:
-    """One model in ONNX Runtime on the CPU, one thread unless told otherwise.
+    """One model in ONNX Runtime, one thread unless told otherwise.
 
     Args:
         onnx: The model.
         shape: ``(batch, C, H, W)``.
         threads: Threads inside one operator.
+        gpu: Take the GPU where ONNX Runtime has its CUDA provider; a transfer to the GPU and back
+            is part of each inference then. Its TensorRT provider is left alone: it would build
+            engines in its own way, and packages name it where TensorRT itself is missing.
     """
 
     runtime = "onnxruntime"
 
-    def __init__(self, onnx: str, shape: List[int], threads: int = 1) -> None:
+    def __init__(self, onnx: str, shape: List[int], threads: int = 1, gpu: bool = False) -> None:
         self.onnx = onnx
         self.shape = shape
         self.threads = threads
+        self.gpu = gpu
         self.version = ""
         self._warm = False
         self._session: Any = None
@@ -31,7 +39,7 @@ class OrtBoardRunner:
         self._image: Any = None
 
     def prepare(self) -> Dict[str, Any]:
-        """Load the model.
+        """Load the model; ``provider`` is the one that the session really has.
 
         Raises:
             Cannot: ONNX Runtime or NumPy is missing, or it does not take the model.
@@ -49,10 +57,10 @@ class OrtBoardRunner:
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        offered = onnxruntime.get_available_providers()
+        wanted = [CUDA, CPU] if self.gpu and CUDA in offered else [CPU]
         try:
-            self._session = onnxruntime.InferenceSession(
-                self.onnx, options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnxruntime.InferenceSession(self.onnx, options, providers=wanted)
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             raise Cannot(
@@ -64,15 +72,20 @@ class OrtBoardRunner:
         self._numpy = numpy
         self.version = onnxruntime.__version__
         self._image = numpy.zeros(self.shape, dtype="float32")
-        return {"seconds": round(time.time() - begin, 3), "reused": False, "retries": 0}
+        return {
+            "seconds": round(time.time() - begin, 3),
+            "reused": False,
+            "retries": 0,
+            "provider": self._session.get_providers()[0],
+        }
 
-    def sample(self, seconds: float, warmup_ms: int) -> Tuple[List[float], List[float]]:
-        """Time it; a CPU has no compute time of its own, so the second list is empty."""
+    def sample(self, seconds: float, warmup_ms: int) -> Series:
+        """Time it; there is no compute time beside the latency."""
         feed = {"input": self._image}
         # Warm from the sample before; its caches are what another candidate took away.
         self._repeat(feed, warmup_ms / (10000.0 if self._warm else 1000.0))
         self._warm = True
-        return self._repeat(feed, seconds), []
+        return self._repeat(feed, seconds)
 
     def logits(self, batches: List[bytes], classes: int) -> List[List[float]]:
         """Run whole batches and return one list of logits an image; the last image is kept."""
@@ -93,14 +106,14 @@ class OrtBoardRunner:
         """Nothing is logged."""
         return []
 
-    def _repeat(self, feed: Dict[str, Any], seconds: float) -> List[float]:
+    def _repeat(self, feed: Dict[str, Any], seconds: float) -> Series:
         times: List[float] = []
-        clock, session = time.perf_counter, self._session
-        end = clock() + seconds
+        clock, session = time.monotonic, self._session
+        first = clock()
         while True:
             begin = clock()
             session.run(None, feed)
             now = clock()
             times.append(1000.0 * (now - begin))
-            if now >= end and len(times) >= 3:
-                return times
+            if now >= first + seconds and len(times) >= 3:
+                return Series(times, [], first, now)

@@ -1,64 +1,22 @@
-"""Power while something runs: samples of a rail, and the energy of one inference.
+"""Power while something runs: samples of it, and the energy of one inference.
 
-``tegrastats`` writes ``VDD_IN 4861mW/4861mW`` (now/average) or only ``VDD_GPU_SOC 1234mW``; boards
-of the Nano class ``POM_5V_IN 2345/2345``; Thor ``VIN 19780mW/...`` (NVIDIA's description of its
-fields, github.com/NVIDIA skills, jetson-diagnostic). The total rail is preferred; where there is
-none, all rails are added up. Rails of the module leave out the carrier board's losses.
+Rails of the module leave out the carrier board's losses; ``nvidia-smi`` tells a card's.
 """
 
-import glob
-import os
 import re
-import subprocess
-import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
-from elastic_export.measure.board.shell import find_program, read_text, run
+from elastic_export.measure.board.background import Listener, Repeater
+from elastic_export.measure.board.identity import smi_command
+from elastic_export.measure.board.rails import Ina3221, choose_rails, parse_tegrastats
+from elastic_export.measure.board.shell import deferred_interrupts, find_program, run
+from elastic_export.measure.board.stats import Series
 
-__all__ = ["PowerMeter", "energy_mj", "ina3221_rails", "parse_tegrastats", "rail_watts"]
+__all__ = ["PowerMeter", "energy_mj"]
 
-FIELD = re.compile(
-    r"\b((?:VDD|POM|VIN|SYS|CPU|GPU|NC|CV|SOC)\w*) (\d+)(mW)?(?:/(\d+)(?:mW)?)?(?=\s|$)"
-)
-TOTALS = ("VDD_IN", "POM_5V_IN", "VIN", "SYS_5V", "POM_5V")
 INTERVAL_MS = 100
-
-
-def parse_tegrastats(line: str) -> Dict[str, float]:
-    """Return the rails of one line in watts, by name; momentary values, not averages."""
-    rails = {}
-    for name, now, unit, average in FIELD.findall(line):
-        # "GPU 1234" without a unit is power only where a pair follows, as on the oldest boards.
-        if unit or (average and name.startswith("POM")):
-            rails[name] = int(now) / 1000.0
-    return rails
-
-
-def ina3221_rails(root: str = "/sys/bus/i2c/drivers/ina3221") -> Dict[str, float]:
-    """Read the power monitors themselves, in watts by rail; empty where there are none.
-
-    Each channel tells its rail's name, millivolts and milliamperes.
-    """
-    rails = {}
-    for label in glob.glob(os.path.join(root, "*", "hwmon", "hwmon*", "in*_label")):
-        number = re.findall(r"in(\d+)_label$", label)[0]
-        folder, name = os.path.dirname(label), read_text(label)
-        volts = read_text(os.path.join(folder, "in{}_input".format(number)))
-        amperes = read_text(os.path.join(folder, "curr{}_input".format(number)))
-        if name and volts and amperes and volts.isdigit() and amperes.isdigit():
-            rails[name] = int(volts) * int(amperes) / 1e6
-    return rails
-
-
-def rail_watts(rails: Dict[str, float]) -> Tuple[str, Optional[float]]:
-    """Choose what counts: the total rail, else the sum of all; with the name of what it is."""
-    for name in TOTALS:
-        if name in rails:
-            return name, rails[name]
-    if not rails:
-        return "", None
-    return "+".join(sorted(rails)), sum(rails.values())
+SYSFS_SECONDS = 0.05
 
 
 def energy_mj(samples: List[Tuple[float, float]], begin: float, end: float) -> Optional[float]:
@@ -70,8 +28,8 @@ def energy_mj(samples: List[Tuple[float, float]], begin: float, end: float) -> O
         end: Its end.
 
     Returns:
-        Millijoules by the trapezoidal rule, the ends of the window filled from the nearest sample;
-        None with fewer than two samples inside.
+        Millijoules by the trapezoidal rule, the ends of the window filled from the nearest sample
+        inside; None with fewer than two samples inside.
     """
     inside = [(when, watts) for when, watts in samples if begin <= when <= end]
     if len(inside) < 2:
@@ -84,112 +42,107 @@ def energy_mj(samples: List[Tuple[float, float]], begin: float, end: float) -> O
 
 
 class PowerMeter:
-    """Samples power in the background; ``source`` is None where the machine tells none."""
+    """Samples power in the background; ``source`` is None where the machine tells none.
+
+    ``samples`` are (seconds of ``time.monotonic``, watts): a board that sets its wall clock over
+    the network while it measures would stretch its windows.
+    """
 
     def __init__(self, wanted: bool = True) -> None:
         self.samples: List[Tuple[float, float]] = []
-        self.rail = ""
+        self.rails: List[str] = []
+        self.kind = ""
         self.source: Optional[str] = None
-        self._process: Optional[subprocess.Popen[bytes]] = None
-        self._thread: Optional[threading.Thread] = None
         self._wanted = wanted
-        self._ended = threading.Event()
+        self._worker: Union[Listener, Repeater, None] = None
+        self._monitors = Ina3221() if wanted else None
 
     def start(self) -> None:
-        """Begin to sample, where the board has something to sample."""
-        if not self._wanted or self._thread is not None:
+        """Begin to sample, where the board has something to sample.
+
+        Monitors in sysfs come first: a reading is stamped when it is taken and not when a line
+        arrives through a pipe, they may be read more often, and no program runs beside the
+        measurement. tegrastats serves boards whose monitors are not where they are expected.
+        """
+        if not self._wanted or self._worker is not None:
             return
         tegrastats = find_program("tegrastats", "/usr/bin/tegrastats")
         smi = find_program("nvidia-smi")
-        if tegrastats is not None:
-            self.source = "tegrastats"
-            command = [tegrastats, "--interval", str(INTERVAL_MS)]
-        elif smi is not None and run([smi, "-L"]).ok:
-            self.source, self.rail = "nvidia-smi", "board"
-            query = ["--query-gpu=power.draw", "--format=csv,noheader,nounits"]
-            command = [smi, *query, "-lms", str(INTERVAL_MS)]
-        elif ina3221_rails():
+        if self._monitors is not None and self._monitors.read():
             self.source = "ina3221"
-            self._thread = self._begin(self._poll)
-            return
-        else:
-            return
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-        except OSError:
-            self.source = None
-            return
-        self._thread = self._begin(self._collect)
+            self._worker = Repeater(SYSFS_SECONDS, self._poll)
+        elif tegrastats is not None:
+            command = [tegrastats, "--interval", str(INTERVAL_MS)]
+            self._listen("tegrastats", command)
+        elif smi is not None and run([smi, "-L"]).ok:
+            self.rails, self.kind = ["board"], "total"
+            command = [*smi_command("power.draw"), "-lms", str(INTERVAL_MS)]
+            self._listen("nvidia-smi", command)
 
     def stop(self) -> None:
         """Stop sampling; the samples stay."""
-        self._ended.set()
-        process = self._process
-        if process is not None:
-            process.terminate()
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
-        if process is not None and process.stdout is not None:
-            process.stdout.close()
-        self._process = self._thread = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()
 
     def mean_watts(self, begin: float, end: float) -> Optional[float]:
-        """Return the mean power of a window in seconds since the epoch."""
+        """Return the mean power of a window in seconds of ``time.monotonic``."""
         energy = energy_mj(list(self.samples), begin, end)
         return None if energy is None or end <= begin else energy / 1000.0 / (end - begin)
 
     def per_inference(
-        self, windows: List[Tuple[float, float]], count: int, idle_w: Optional[float]
+        self, parts: List[Series], idle_w: Optional[float]
     ) -> Optional[Dict[str, Any]]:
-        """Return millijoules of one inference over the windows in which ``count`` of them ran."""
-        energies = [energy_mj(list(self.samples), begin, end) for begin, end in windows]
+        """Return millijoules of one inference: all that was drawn, over all inferences.
+
+        Inferences that overlap share their window, so latencies say nothing of energy.
+        """
+        samples = list(self.samples)
+        energies = [energy_mj(samples, part.begin, part.end) for part in parts]
         known = [energy for energy in energies if energy is not None]
-        if not known or len(known) < len(windows) or count < 1:
+        count = sum(len(part.latency) for part in parts)
+        if not known or len(known) < len(parts) or count < 1:
             return None
-        seconds = sum(end - begin for begin, end in windows)
+        seconds = sum(part.end - part.begin for part in parts)
         total = sum(known)
         net = None if idle_w is None else (total - 1000.0 * idle_w * seconds) / count
         return {
             "per_inference": total / count,
             "net_of_idle": net,
-            "rail": self.rail,
+            "rails": list(self.rails),
+            "kind": self.kind,
             "source": self.source,
             "idle_w": idle_w,
             "load_w": total / 1000.0 / seconds,
+            "exact_window": all(part.exact for part in parts),
         }
 
-    def _begin(self, work: Callable[[], None]) -> threading.Thread:
-        self._ended.clear()
-        thread = threading.Thread(target=work)
-        thread.daemon = True
-        thread.start()
-        return thread
+    def _listen(self, source: str, command: List[str]) -> None:
+        self.source = source
+        try:
+            with deferred_interrupts():
+                self._worker = Listener(command, self._take_line)
+        except OSError:
+            self.source = None
 
     def _poll(self) -> None:
-        while not self._ended.wait(INTERVAL_MS / 1000.0):
-            self.rail, watts = rail_watts(ina3221_rails())
-            if watts is not None:
-                self.samples.append((time.time(), watts))
+        if self._monitors is not None:
+            self._take_rails(self._monitors.read())
 
-    def _collect(self) -> None:
-        process = self._process
-        if process is None or process.stdout is None:
-            return
-        for raw in iter(process.stdout.readline, b""):
-            line = raw.decode("utf-8", "replace")
-            if self.source == "nvidia-smi":
-                watts = _number(line)
-            else:
-                self.rail, watts = rail_watts(parse_tegrastats(line))
+    def _take_line(self, line: str) -> None:
+        if self.source == "nvidia-smi":
+            watts = _number(line)
             if watts is not None:
-                self.samples.append((time.time(), watts))
+                self.samples.append((time.monotonic(), watts))
+        else:
+            self._take_rails(parse_tegrastats(line))
+
+    def _take_rails(self, rails: Dict[str, float]) -> None:
+        if rails and not self.rails:
+            self.rails, self.kind = choose_rails(list(rails))
+        # A rail that is missing once would make a sum that looks like a dip.
+        if rails and all(name in rails for name in self.rails):
+            self.samples.append((time.monotonic(), sum(rails[name] for name in self.rails)))
 
 
 def _number(line: str) -> Optional[float]:

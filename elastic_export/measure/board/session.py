@@ -1,19 +1,21 @@
 """One visit to the board: every model prepared, checked, and timed turn by turn."""
 
-import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from elastic_export.measure.board.bundle import BoardBundle
-from elastic_export.measure.board.identity import gpu_clock_mhz, power_mode, temperatures
 from elastic_export.measure.board.power import PowerMeter
 from elastic_export.measure.board.sample import compare_logits, read_sample
 from elastic_export.measure.board.shell import Cannot, Teller
-from elastic_export.measure.board.stats import MIN_SAMPLES, median, summary, unsettled_because
+from elastic_export.measure.board.stats import (
+    MIN_SAMPLES,
+    Series,
+    median,
+    summary,
+    unsettled_because,
+)
+from elastic_export.measure.board.watch import Verdict, Watch
 
 __all__ = ["Candidate", "check_accuracy", "measure_settled", "prepare", "report_layers"]
-
-HOT_CELSIUS = 90.0
-SLOWED = 0.9
 
 
 class Candidate:
@@ -23,9 +25,8 @@ class Candidate:
         self.bundle = bundle
         self.precision = precision
         self.runner: Any = None
-        self.latency: List[List[float]] = []
-        self.compute: List[List[float]] = []
-        self.windows: List[Tuple[float, float]] = []
+        self.samples: List[Series] = []
+        self.verdicts: List[Verdict] = []
         self.flags: List[str] = []
         self.found: Dict[str, Any] = {
             "file": bundle.manifest["models"][precision],
@@ -37,9 +38,12 @@ class Candidate:
             self.use(runner)
 
     def use(self, runner: Any) -> None:
-        """Take what executes the model."""
+        """Take what executes the model; mark it where that is not what the bundle is made for."""
         self.runner = runner
         self.found["runtime"] = runner.runtime
+        kind = "onnxruntime" if runner.runtime == "onnxruntime" else "tensorrt"
+        if kind != self.bundle.runtime:
+            self.flag("other_runtime")
 
     @property
     def name(self) -> str:
@@ -56,36 +60,63 @@ class Candidate:
         if name not in self.flags:
             self.flags.append(name)
 
+    def add(self, sample: Series, verdict: Verdict) -> None:
+        """Keep a sample, and what the board went through meanwhile."""
+        self.samples.append(sample)
+        self.verdicts.append(verdict)
+
     @property
     def unsettled(self) -> str:
         """Why its samples are not settled; empty where they are."""
-        return unsettled_because([median(part) for part in self.latency])
+        return unsettled_because([median(one.latency) for one in self.samples])
 
-    def take_series(self) -> Tuple[List[List[float]], List[List[float]], List[Tuple[float, float]]]:
-        """Return the samples so far and begin anew."""
-        series = (self.latency, self.compute, self.windows)
-        self.latency, self.compute, self.windows = [], [], []
-        return series
+    def take_all(self) -> Tuple[List[Series], List[Verdict]]:
+        """Return the samples so far, with what was seen meanwhile, and begin anew."""
+        kept = (self.samples, self.verdicts)
+        self.samples, self.verdicts = [], []
+        return kept
 
     def result(self, power: PowerMeter, idle_w: Optional[float]) -> Dict[str, Any]:
         """Describe what was measured so far."""
         found = dict(self.found, flags=list(self.flags))
-        every = [value for part in self.latency for value in part]
+        found.update(_worst(self.verdicts))
+        for name in [name for verdict in self.verdicts for name in verdict.flags]:
+            if name not in found["flags"]:
+                found["flags"].append(name)
+        every = [value for one in self.samples for value in one.latency]
         if not every:
             return found
         why = self.unsettled
         found["latency_ms"] = summary(every)
-        compute = [value for part in self.compute for value in part]
+        compute = [value for one in self.samples for value in one.compute]
         found["gpu_compute_ms"] = summary(compute) if compute else None
-        found["samples_ms"] = [median(part) for part in self.latency]
+        found["samples_ms"] = [median(one.latency) for one in self.samples]
         found["settled"] = not why
         found["why"] = why
-        seconds = sum(end - begin for begin, end in self.windows)
-        found["throughput_per_s"] = 1000.0 * self.bundle.batch_size / found["latency_ms"]["mean"]
-        # Work runs during a part of the window only (loading, warm-up), so this bounds from above.
+        seconds = sum(one.end - one.begin for one in self.samples)
         found["window_s"] = round(seconds, 3)
-        found["energy_mj"] = power.per_inference(self.windows, len(every), idle_w)
+        # trtexec enqueues ahead: inferences overlap, and more are done than one latency allows.
+        if seconds > 0 and all(one.exact for one in self.samples):
+            rate = len(every) / seconds
+        else:
+            rate = 1000.0 / found["latency_ms"]["mean"]
+        found["throughput_per_s"] = self.bundle.batch_size * rate
+        found["energy_mj"] = power.per_inference(self.samples, idle_w)
         return found
+
+
+def _worst(verdicts: List[Verdict]) -> Dict[str, float]:
+    """Return the extremes of what was seen; nothing of what the machine does not tell."""
+    found = {}
+    for key, values, worst in (
+        ("min_gpu_clock_mhz", [one.lowest_mhz for one in verdicts], min),
+        ("max_gpu_clock_mhz", [one.limit_mhz for one in verdicts], max),
+        ("max_temperature_c", [one.hottest_c for one in verdicts], max),
+    ):
+        told = [value for value in values if value is not None]
+        if told:
+            found[key] = worst(told)
+    return found
 
 
 def prepare(candidates: List[Candidate], teller: Teller) -> None:
@@ -141,7 +172,7 @@ def measure_settled(
     rounds: int,
     seconds: float,
     warmup_ms: int,
-    pinned: bool,
+    watch: Watch,
     teller: Teller,
     after_round: Callable[[], None],
 ) -> None:
@@ -150,23 +181,23 @@ def measure_settled(
     Only samples of the same rounds can be compared, so it is all or none; the attempt in which
     more candidates settled counts. Arguments as in ``_measure_rounds``.
     """
-    _measure_rounds(candidates, rounds, seconds, warmup_ms, pinned, teller, after_round)
+    _measure_rounds(candidates, rounds, seconds, warmup_ms, watch, teller, after_round)
     live = [one for one in candidates if one.usable]
     before = sum(not one.unsettled for one in live)
     if rounds < MIN_SAMPLES or before == len(live):
         return
     teller.note("a measurement did not settle; all are taken once more")
-    kept = {one.name: one.take_series() for one in live}
+    kept = {one.name: one.take_all() for one in live}
     better = False
     try:
-        _measure_rounds(live, rounds, seconds, warmup_ms, pinned, teller, after_round)
+        _measure_rounds(live, rounds, seconds, warmup_ms, watch, teller, after_round)
         settled = sum(not one.unsettled for one in live)
         better = settled >= before and all(one.usable for one in live)
     finally:
         # After an interrupt too: the first attempt was whole.
         if not better:
             for one in live:
-                one.latency, one.compute, one.windows = kept[one.name]
+                one.samples, one.verdicts = kept[one.name]
                 one.found["error"] = None
             after_round()
 
@@ -176,7 +207,7 @@ def _measure_rounds(
     rounds: int,
     seconds: float,
     warmup_ms: int,
-    pinned: bool,
+    watch: Watch,
     teller: Teller,
     after_round: Callable[[], None],
 ) -> None:
@@ -187,31 +218,22 @@ def _measure_rounds(
         rounds: How many samples each gets.
         seconds: Length of a sample.
         warmup_ms: Before each sample.
-        pinned: Clocks should not move.
+        watch: Looks at the board meanwhile.
         teller: Told of every sample.
         after_round: Called after each round, to keep what there is.
     """
     names = [one for one in candidates if one.usable]
     total, done = rounds * len(names), 0
     teller.phase("Measuring, {} rounds".format(rounds), total)
-    mode = power_mode()[0]
-    highest = 0.0
     for number in range(rounds):
         for one in _order(names, number):
-            begin = time.time()
             try:
-                latency, compute = one.runner.sample(seconds, warmup_ms)
+                sample = one.runner.sample(seconds, warmup_ms)
             except Cannot as error:
                 one.found["error"] = error.to_json()
                 teller.note("{}: {} {}".format(one.name, error.what, error.remedy))
                 continue
-            end = time.time()
-            # trtexec loads first and warms up; the measured part is at the end of its run.
-            one.windows.append((max(begin, end - sum(latency) / 1000.0), end))
-            one.latency.append(latency)
-            if compute:
-                one.compute.append(compute)
-            highest = max(highest, _watch(one, pinned, highest, mode))
+            one.add(sample, watch.judge(sample))
             done += 1
             teller.step(one.name, done, total)
         names = [one for one in names if one.usable]
@@ -238,21 +260,3 @@ def _order(candidates: List[Candidate], number: int) -> List[Candidate]:
     shift = (number // 2) % len(candidates)
     rotated = candidates[shift:] + candidates[:shift]
     return rotated[::-1] if number % 2 else rotated
-
-
-def _watch(one: Candidate, pinned: bool, highest: float, mode: Optional[str]) -> float:
-    """Mark what makes a sample doubtful; return the clock seen."""
-    seen = temperatures()
-    hot = max(seen.values()) if seen else 0.0
-    clock = gpu_clock_mhz() or 0.0
-    if seen:
-        one.found["max_temperature_c"] = max(hot, one.found.get("max_temperature_c", hot))
-    if clock:
-        one.found["min_gpu_clock_mhz"] = min(clock, one.found.get("min_gpu_clock_mhz", clock))
-    if hot > HOT_CELSIUS or (pinned and clock and clock < SLOWED * highest):
-        one.flag("throttled")
-    if not pinned:
-        one.flag("unpinned")
-    if power_mode()[0] != mode:
-        one.flag("mode_changed")
-    return clock

@@ -1,14 +1,30 @@
 """The system as the script sees it: files, commands, and what is told to whoever waits."""
 
+import contextlib
+import fcntl
 import json
 import os
+import selectors
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
-__all__ = ["Cannot", "Done", "Teller", "find_program", "read_text", "run", "write_json"]
+__all__ = [
+    "Cannot",
+    "Done",
+    "FileLock",
+    "Teller",
+    "deferred_interrupts",
+    "find_program",
+    "follow",
+    "read_text",
+    "run",
+    "write_json",
+]
 
 
 class Cannot(Exception):
@@ -22,6 +38,30 @@ class Cannot(Exception):
     def to_json(self) -> Dict[str, str]:
         """Return both sentences for the result file."""
         return {"what": self.what, "remedy": self.remedy}
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Raise an interrupt at the end of what must not be cut in two.
+
+    Only the main thread receives signals, so elsewhere nothing is changed.
+    """
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [(kind, signal.getsignal(kind)) for kind in kinds]
+    if threading.current_thread() is not threading.main_thread():
+        before = []
+    came: List[int] = []
+    for kind, handler in before:
+        if callable(handler):
+            signal.signal(kind, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for kind, handler in before:
+            if callable(handler):
+                signal.signal(kind, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 class Done:
@@ -38,44 +78,199 @@ class Done:
         return self.code == 0
 
 
-def run(arguments: List[str], timeout: Optional[float] = 30.0, log: Optional[str] = None) -> Done:
-    """Run a command without a shell and without a terminal; never raises for what it does.
+def run(arguments: List[str], timeout: float = 30.0) -> Done:
+    """Run a short command without a shell and without a terminal; never raises for what it does.
 
     Args:
         arguments: Program and arguments.
-        timeout: Seconds after which it is killed; None waits.
-        log: A file that takes both streams instead of memory.
+        timeout: Seconds after which it is killed.
     """
-    sink = None
     try:
-        if log is not None:
-            sink = open(log, "wb")
         process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=sink if sink is not None else subprocess.PIPE,
-            stderr=subprocess.STDOUT if sink is not None else subprocess.PIPE,
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
     except OSError as error:
-        if sink is not None:
-            sink.close()
         return Done(None, "", str(error))
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return Done(None, "", "no end after {:g} s".format(timeout or 0))
+        return Done(None, "", "no end after {:g} s".format(timeout))
     except BaseException:
-        # An interrupt must not leave the builder or a timing run behind.
         process.kill()
         process.wait()
         raise
+    return Done(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+
+def follow(
+    arguments: List[str],
+    timeout: float,
+    on_line: Optional[Callable[[str, float], None]] = None,
+    log: Optional[str] = None,
+) -> Done:
+    """Run a long command, both of its streams as one, and tell of each line when it comes.
+
+    It has a session of its own, which is killed as a whole when its time is up or an interrupt
+    comes: a wrapper script's child is not left behind, neither a builder nor a timing run.
+
+    Args:
+        arguments: Program and arguments.
+        timeout: Seconds after which it is killed.
+        on_line: Called with a line and the moment (``time.monotonic``) it was read at.
+        log: A file that takes the output instead of memory; lines are not told then.
+    """
+    process: "Optional[subprocess.Popen[bytes]]" = None
+    lines = _Lines(on_line)
+    try:
+        with deferred_interrupts():
+            process = _start(arguments, log)
+        ended = _pump(process, time.monotonic() + timeout, lines.take)
+    except OSError as error:
+        if process is not None:
+            _kill_all(process)
+        return Done(None, lines.text(), str(error))
+    except BaseException:
+        if process is not None:
+            _kill_all(process)
+        raise
+    if not ended:
+        _kill_all(process)
+        return Done(None, lines.text(), "no end after {:g} s".format(timeout))
+    if process.stdout is not None:
+        process.stdout.close()
+    return Done(process.wait(), lines.text(), "")
+
+
+class _Lines:
+    """Output as it comes in pieces, handed on in whole lines."""
+
+    def __init__(self, on_line: Optional[Callable[[str, float], None]]) -> None:
+        self._on_line = on_line
+        self._pieces: List[bytes] = []
+        self._open = b""
+
+    def take(self, piece: bytes, when: float) -> None:
+        self._pieces.append(piece)
+        if self._on_line is None:
+            return
+        *whole, self._open = (self._open + piece).split(b"\n")
+        for line in whole:
+            self._on_line(line.decode("utf-8", "replace"), when)
+
+    def text(self) -> str:
+        return b"".join(self._pieces).decode("utf-8", "replace")
+
+
+def _start(arguments: List[str], log: Optional[str]) -> "subprocess.Popen[bytes]":
+    sink: Any = subprocess.PIPE if log is None else open(log, "wb")
+    try:
+        return subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     finally:
-        if sink is not None:
+        if log is not None:
             sink.close()
-    text = (out or b"").decode("utf-8", "replace")
-    return Done(process.returncode, text, (err or b"").decode("utf-8", "replace"))
+
+
+def _pump(
+    process: "subprocess.Popen[bytes]", deadline: float, take: Callable[[bytes, float], None]
+) -> bool:
+    """Read until the process ends; false where the deadline comes first."""
+    output = process.stdout
+    if output is None:
+        return _wait(process, deadline - time.monotonic())
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if selector.select(min(left, 1.0)):
+                piece = os.read(output.fileno(), 1 << 16)
+                if not piece:
+                    return _wait(process, max(0.1, deadline - time.monotonic()))
+                take(piece, time.monotonic())
+            elif process.poll() is not None:
+                return True  # a child that it left behind keeps the output open
+
+
+def _wait(process: "subprocess.Popen[bytes]", timeout: float) -> bool:
+    try:
+        process.wait(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _kill_all(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except OSError:
+        process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+class FileLock:
+    """One process at a time among those that lock a file; it ends with the process, however.
+
+    Where files cannot be locked (some network folders), everybody goes on.
+
+    Args:
+        path: Of the lock, made where it is missing and left there.
+        teller: Told where another process holds it.
+        waiting: What is told then.
+    """
+
+    def __init__(self, path: str, teller: "Teller", waiting: str) -> None:
+        self._path = path
+        self._teller = teller
+        self._waiting = waiting
+        self._handle: Optional[int] = None
+
+    def __enter__(self) -> "FileLock":
+        # The kernel may forbid O_CREAT on another user's file in /tmp (fs.protected_regular).
+        self._handle = _open_file(self._path, os.O_RDONLY)
+        if self._handle is None:
+            self._handle = _open_file(self._path, os.O_RDONLY | os.O_CREAT)
+        if self._handle is not None:
+            try:
+                self._lock(self._handle)
+            except OSError:
+                self._close()
+            except BaseException:
+                self._close()
+                raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._close()
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._teller.note(self._waiting)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+        self._handle = None
+
+
+def _open_file(path: str, flags: int) -> Optional[int]:
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError:
+        return None
 
 
 def find_program(name: str, *places: str) -> Optional[str]:
@@ -114,8 +309,8 @@ def write_json(path: str, content: Dict[str, Any]) -> None:
         if os.path.exists(draft):
             os.remove(draft)
         raise Cannot(
-            "The result {} cannot be written: {}.".format(path, error.strerror or error),
-            "Free some space, or name another file with --out.",
+            "{} cannot be written: {}.".format(path, error.strerror or error),
+            "Free some space, or name another place with --out or --engine-dir.",
         )
 
 

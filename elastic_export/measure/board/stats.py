@@ -6,11 +6,37 @@ without NumPy.
 
 from typing import Any, Dict, List, Sequence
 
-__all__ = ["MIN_SAMPLES", "median", "quantile", "summary", "unsettled_because"]
+__all__ = ["MIN_SAMPLES", "Series", "median", "quantile", "summary", "unsettled_because"]
 
 MIN_SAMPLES = 10
 TOLERANCE = 0.05
 NEAR_SHARE = 0.8
+
+
+class Series:
+    """One sample of a model: many inferences in a row, and when they ran.
+
+    Args:
+        latency: Of each inference, in milliseconds.
+        compute: GPU compute of each, in milliseconds; empty where there is no such figure.
+        begin: When the first of them began, in seconds of ``time.monotonic``.
+        end: When the last of them ended.
+        exact: Begin and end were observed, not concluded from the figures.
+    """
+
+    def __init__(
+        self,
+        latency: List[float],
+        compute: List[float],
+        begin: float,
+        end: float,
+        exact: bool = True,
+    ) -> None:
+        self.latency = latency
+        self.compute = compute
+        self.begin = begin
+        self.end = end
+        self.exact = exact
 
 
 def quantile(values: Sequence[float], percent: float) -> float:

@@ -1,23 +1,33 @@
-"""Engines built and run with TensorRT's own Python module, where there is no trtexec.
+"""Engines run with TensorRT's own Python module, where there is no trtexec.
 
 Releases before 8.5 address tensors by binding number (``execute_async_v2``), later ones by name
-(``execute_async_v3``); before 8.4 the workspace is an attribute, later a memory pool.
+(``execute_async_v3``).
 """
 
 import array
 import hashlib
 import importlib
 import json
-import os
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from elastic_export.measure.board.cuda import Cuda, load_cuda
+from elastic_export.measure.board.dla import count_dla_layers
+from elastic_export.measure.board.engines import EngineFile, build_engine
+from elastic_export.measure.board.layers import parse_layers, parse_sparsity
 from elastic_export.measure.board.sample import FLOAT_BYTES
-from elastic_export.measure.board.shell import Cannot, Teller
-from elastic_export.measure.board.trtexec import WORKSPACES_MIB
+from elastic_export.measure.board.shell import Cannot, Teller, deferred_interrupts, write_json
+from elastic_export.measure.board.stats import Series
+from elastic_export.measure.board.tensorrt_build import module_command
 
 __all__ = ["TensorrtModuleRunner"]
+
+PROFILED_RUNS = 100
+WARM_RUNS = 10
+MODULE_MISSING = (
+    "There is neither trtexec nor a Python module tensorrt that loads.",
+    "Install TensorRT with JetPack, or give the path of trtexec with --trtexec.",
+)
 
 
 class TensorrtModuleRunner:
@@ -28,8 +38,9 @@ class TensorrtModuleRunner:
         digest: SHA-256 of the model; the engine's file is named by it.
         release: What ``release_for`` chose; its ``api`` says what the builder may use.
         shapes: ``input`` and ``logits`` to their static shapes.
-        folder: Where the engine goes.
-        teller: Told that layers cannot be reported.
+        mode: The power mode: an engine holds kernels that were chosen at its clocks.
+        folder: Where engine, timing cache and logs go.
+        teller: Told of retries, and of layers that cannot be reported.
     """
 
     runtime = "tensorrt"
@@ -40,25 +51,28 @@ class TensorrtModuleRunner:
         digest: str,
         release: Dict[str, Any],
         shapes: Dict[str, List[int]],
+        mode: Optional[str],
         folder: str,
         teller: Teller,
     ) -> None:
         self.onnx = onnx
         self.digest = digest
-        self.api = release["api"]
+        self.release = release
         self.shapes = shapes
+        self.mode = mode
         self.folder = folder
         self.teller = teller
+        self._place: Optional[EngineFile] = None
         self._trt: Any = None
         self._cuda: Optional[Cuda] = None
+        self._engine: Any = None
         self._context: Any = None
         self._addresses: Dict[str, int] = {}
         self._numbers: List[int] = []
         self._kept: List[Any] = []
-        self._workspace_mib = WORKSPACES_MIB[0]
 
     def prepare(self) -> Dict[str, Any]:
-        """Build the engine, or take the one that is there, and load it.
+        """Build the engine, or take the one that is there, and load it; see ``build_engine``.
 
         Raises:
             Cannot: the module or CUDA is missing, or the builder refuses the model.
@@ -66,50 +80,28 @@ class TensorrtModuleRunner:
         try:
             trt: Any = importlib.import_module("tensorrt")
         except ImportError as error:
-            raise Cannot(
-                "There is neither trtexec nor the Python module tensorrt ({}).".format(error),
-                "Install TensorRT with JetPack, or give the path of trtexec with --trtexec.",
-            )
+            raise Cannot("{} ({})".format(MODULE_MISSING[0], error), MODULE_MISSING[1])
         self._trt = trt
         self._cuda = load_cuda()
-        begin = time.time()
-        how = hashlib.sha256(json.dumps(self.api, sort_keys=True).encode()).hexdigest()
-        name = "{}-{}.trt{}.module.engine".format(self.digest[:16], how[:8], trt.__version__)
-        path = os.path.join(self.folder, name)
-        logger = trt.Logger(trt.Logger.ERROR)
-        reused = os.path.isfile(path)
-        if not reused:
-            os.makedirs(self.folder, exist_ok=True)
-            plan = self._build(trt, logger)
-            with open(path + ".part", "wb") as file:
-                file.write(plan)
-            os.replace(path + ".part", path)
-        with open(path, "rb") as file:
-            data = file.read()
-        runtime = trt.Runtime(logger)
-        if self.api.get("dla") is not None:
-            runtime.DLA_core = self.api["dla"]
-        engine = runtime.deserialize_cuda_engine(data)
-        if engine is None:
-            os.remove(path)
+        made_by = "-".join(part for part in (str(trt.__version__), self.mode) if part)
+        how = hashlib.sha256(json.dumps(self.release["api"], sort_keys=True).encode()).hexdigest()
+        name = "{}-{}.trt{}.module".format(self.digest[:16], how[:8], made_by)
+        place = self._place = EngineFile(self.folder, name, made_by)
+        found = self._build(place)
+        if not self._load(place) and found["reused"]:
+            # Of another GPU, or damaged: what a second build gives is for this one.
+            place.forget()
+            found = self._build(place)
+            self._load(place)
+        if self._engine is None:
+            place.forget()
             raise Cannot("TensorRT cannot load the engine it built.", "Run again.")
-        self._context = engine.create_execution_context()
-        self._kept = [logger, runtime, engine]
-        self._bind(engine)
-        return {
-            "seconds": round(time.time() - begin, 1),
-            "workspace_mb": self._workspace_mib,
-            "retries": 0 if reused else WORKSPACES_MIB.index(self._workspace_mib),
-            "engine_bytes": len(data),
-            "reused": reused,
-        }
+        self._context = self._engine.create_execution_context()
+        self._bind()
+        return found
 
-    def sample(self, seconds: float, warmup_ms: int) -> Tuple[List[float], List[float]]:
-        """Time it without transfers.
-
-        Returns:
-            Host time and GPU compute of each inference, in milliseconds.
-        """
+    def sample(self, seconds: float, warmup_ms: int) -> Series:
+        """Time it without transfers: host time and GPU compute of each inference."""
         self._repeat(warmup_ms / 1000.0)
         return self._repeat(seconds)
 
@@ -119,7 +111,7 @@ class TensorrtModuleRunner:
         cuda = self._device()
         for batch in batches:
             cuda.upload(self._addresses["input"], batch)
-            self._enqueue()
+            self._enqueue(self._context)
             cuda.wait()
             values = array.array("f")
             values.frombytes(
@@ -129,119 +121,133 @@ class TensorrtModuleRunner:
         return rows
 
     def layers(self) -> Optional[Dict[str, Any]]:
-        """Nothing: layer times come from trtexec."""
-        self.teller.note("layers are reported only where there is trtexec")
-        return None
+        """Ask the engine for its layers, and time each of them in runs of their own.
+
+        Returns:
+            What trtexec's runner gives; None where the release has no inspector.
+        """
+        place = self._place
+        if place is None or not hasattr(self._engine, "create_engine_inspector"):
+            self.teller.note("this TensorRT does not tell the layers of an engine")
+            return None
+        inspector = self._engine.create_engine_inspector()
+        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        try:
+            info = dict(json.loads(text))
+        except (TypeError, ValueError) as error:
+            self.teller.note("the engine's description of its layers is damaged: " + str(error))
+            return None
+        write_json(place.path + ".layers.json", info)
+        found = parse_layers(self._profile(), info)
+        log = place.read_log()
+        found.update(parse_sparsity(log))
+        found.update(count_dla_layers(log, self.release["api"].get("dla"), self.teller))
+        return found
 
     def log_tail(self) -> List[str]:
-        """Nothing is logged."""
-        return []
+        """Return the last lines of the build's log."""
+        return self._place.log_tail() if self._place is not None else []
 
-    def _build(self, trt: Any, logger: Any) -> bytes:
-        builder = trt.Builder(logger)
-        flags = 0
-        kinds = trt.NetworkDefinitionCreationFlag
-        if hasattr(kinds, "EXPLICIT_BATCH"):
-            flags |= 1 << int(kinds.EXPLICIT_BATCH)
-        if self.api["strong"] and hasattr(kinds, "STRONGLY_TYPED"):
-            flags |= 1 << int(kinds.STRONGLY_TYPED)
-        network = builder.create_network(flags)
-        parser = trt.OnnxParser(network, logger)
-        with open(self.onnx, "rb") as file:
-            model = file.read()
-        if not parser.parse(model):
-            first = str(parser.get_error(0)) if parser.num_errors else "no reason given"
-            raise Cannot(
-                "TensorRT {} does not take the model: {}".format(trt.__version__, first[:300]),
-                "Export the bundle for this board's JetPack.",
-            )
-        for mib in WORKSPACES_MIB:
-            plan = builder.build_serialized_network(
-                network, self._config(trt, builder, network, mib)
-            )
-            if plan is not None:
-                self._workspace_mib = mib
-                return bytes(plan)
-            self.teller.note("the build failed with {} MiB of workspace".format(mib))
-        raise Cannot(
-            "TensorRT could not build an engine from {}.".format(os.path.basename(self.onnx)),
-            "The board may have too little memory: add swap and stop the desktop.",
-        )
+    def _build(self, place: EngineFile) -> Dict[str, Any]:
+        def command(mib: int, level: Optional[int], draft: str) -> List[str]:
+            api = self.release["api"]
+            return module_command(self.onnx, draft, place.timings, api, mib, level)
 
-    def _config(self, trt: Any, builder: Any, network: Any, mib: int) -> Any:
-        config = builder.create_builder_config()
-        size = mib << 20
-        if hasattr(config, "set_memory_pool_limit"):
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
-        else:
-            config.max_workspace_size = size
-        for wanted, flag in (("fp16", "FP16"), ("int8", "INT8"), ("sparse", "SPARSE_WEIGHTS")):
-            if self.api.get(wanted) and hasattr(trt.BuilderFlag, flag):
-                config.set_flag(getattr(trt.BuilderFlag, flag))
-        if self.api.get("dla") is not None:
-            config.default_device_type = trt.DeviceType.DLA
-            config.DLA_core = self.api["dla"]
-            config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-        self._pin(trt, network, config)
-        return config
+        levels = bool(self.release.get("level"))
+        return build_engine(place, self.onnx, "TensorRT", levels, command, self.teller)
 
-    def _pin(self, trt: Any, network: Any, config: Any) -> None:
-        """Keep the layers in FP32 whose values overflow FP16 (a decomposed LayerNorm's)."""
-        names = set(self.api.get("pins") or [])
-        if not names:
-            return
-        for flag in ("OBEY_PRECISION_CONSTRAINTS", "STRICT_TYPES"):
-            if hasattr(trt.BuilderFlag, flag):
-                config.set_flag(getattr(trt.BuilderFlag, flag))
-                break
-        for index in range(network.num_layers):
-            layer = network.get_layer(index)
-            if layer.name in names:
-                layer.precision = trt.float32
-                layer.set_output_type(0, trt.float32)
-                if self.api.get("dla") is not None:  # which has no FP32
-                    config.set_device_type(layer, trt.DeviceType.GPU)
+    def _load(self, place: EngineFile) -> bool:
+        trt = self._trt
+        with open(place.path, "rb") as file:
+            data = file.read()
+        logger = trt.Logger(trt.Logger.ERROR)
+        runtime = trt.Runtime(logger)
+        core = self.release["api"].get("dla")
+        if core is not None:
+            runtime.DLA_core = core
+        self._engine = runtime.deserialize_cuda_engine(data)
+        self._kept = [logger, runtime]
+        return self._engine is not None
 
-    def _bind(self, engine: Any) -> None:
+    def _bind(self) -> None:
         cuda = self._device()
         for name, shape in self.shapes.items():
             self._addresses[name] = cuda.allocate(_bytes_of(shape))
-        if hasattr(self._context, "set_tensor_address"):
-            for name, address in self._addresses.items():
-                self._context.set_tensor_address(name, address)
-            self._numbers = []
-        else:
-            names = [engine.get_binding_name(i) for i in range(engine.num_bindings)]
+        self._numbers = []
+        if not hasattr(self._context, "set_tensor_address"):
+            count = self._engine.num_bindings
+            names = [self._engine.get_binding_name(i) for i in range(count)]
             self._numbers = [self._addresses[name] for name in names]
+        self._give_addresses(self._context)
 
-    def _enqueue(self) -> None:
+    def _give_addresses(self, context: Any) -> None:
+        if not self._numbers:
+            for name, address in self._addresses.items():
+                context.set_tensor_address(name, address)
+
+    def _enqueue(self, context: Any) -> None:
         stream = self._device().stream.value or 0
         if self._numbers:
-            good = self._context.execute_async_v2(self._numbers, stream)
+            good = context.execute_async_v2(self._numbers, stream)
         else:
-            good = self._context.execute_async_v3(stream)
+            good = context.execute_async_v3(stream)
         if not good:
             raise Cannot("TensorRT could not run the engine.", "Look at the board's log (dmesg).")
 
-    def _repeat(self, seconds: float) -> Tuple[List[float], List[float]]:
-        cuda, clock = self._device(), time.perf_counter
+    def _repeat(self, seconds: float) -> Series:
+        cuda, clock = self._device(), time.monotonic
         host: List[float] = []
         gpu: List[float] = []
-        stop = clock() + seconds
+        first = clock()
         while True:
             begin = clock()
             cuda.begin()
-            self._enqueue()
+            self._enqueue(self._context)
             gpu.append(cuda.end())
             now = clock()
             host.append(1000.0 * (now - begin))
-            if now >= stop and len(host) >= 3:
-                return host, gpu
+            if now >= first + seconds and len(host) >= 3:
+                return Series(host, gpu, first, now)
+
+    def _profile(self) -> List[Dict[str, Any]]:
+        """Time every layer, in a context of its own: a profiler slows the one it is given to."""
+        profiler = _profiler(self._trt)
+        context = self._engine.create_execution_context()
+        self._give_addresses(context)
+        context.profiler = profiler
+        # True is the default: each run reports by itself once its layers have ended.
+        if hasattr(context, "enqueue_emits_profile"):
+            context.enqueue_emits_profile = True
+        # Raised inside a call from TensorRT, an interrupt would end the process at once.
+        with deferred_interrupts():
+            for runs in (WARM_RUNS, PROFILED_RUNS):
+                profiler.total.clear()
+                for _ in range(runs):
+                    self._enqueue(context)
+                    self._device().wait()
+        return [
+            {"name": name, "averageMs": total / PROFILED_RUNS}
+            for name, total in profiler.total.items()
+        ]
 
     def _device(self) -> Cuda:
         if self._cuda is None:
             raise Cannot("The engine is not loaded.", "Report this: it is a bug.")
         return self._cuda
+
+
+def _profiler(trt: Any) -> Any:
+    """Make what TensorRT tells its layer times; ``total`` sums them up by name."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.total: Dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.total[layer_name] = self.total.get(layer_name, 0.0) + ms
+
+    return Profiler()
 
 
 def _bytes_of(shape: List[int]) -> int:

@@ -2,12 +2,17 @@
 
 It is not TensorRT. Its "engine" is the ONNX file, which ONNX Runtime executes on the addresses it
 is given, so that logits are real. STAND_IN_VERSION chooses the release, STAND_IN_LOG takes what the
-builder was asked for.
+builder was asked for; STAND_IN_FAIL is ``killed`` (the kernel kills a build with more than 200 MiB
+of workspace), ``refused`` (the builder has no kernel for a layer), ``slow`` (it builds for a
+minute) or ``large`` (an engine of 64 MiB).
 """
 
 import ctypes
 import json
 import os
+import signal
+import sys
+import time
 
 import numpy
 import onnx
@@ -15,19 +20,47 @@ import onnxruntime
 
 __version__ = os.environ.get("STAND_IN_VERSION", "10.3.0")
 _NUMBERS = tuple(int(part) for part in __version__.split(".")[:2])
-_asked = {"flags": [], "network": [], "workspace": None, "pinned": []}
+_asked = {"flags": [], "network": [], "workspace": None, "pinned": [], "timings": None}
 _asked.update(device="GPU", core=None, loaded=None, on_gpu=[])
+_FAIL = os.environ.get("STAND_IN_FAIL", "")
 
 float32 = "float32"
 
 
 class Logger:
-    """Takes a severity, as the real one."""
+    """Takes a severity, as the real one, and writes to the process's output."""
 
     ERROR = 1
+    VERBOSE = 4
 
     def __init__(self, severity):
         self.severity = severity
+
+    def say(self, severity, text):
+        """Write a line, where it is severe enough."""
+        if severity <= self.severity:
+            sys.stdout.write(f"[10/01/2026-12:00:00] [TRT] [{'IEWIV'[severity]}] {text}\n")
+            sys.stdout.flush()
+
+
+class ProfilingVerbosity:
+    """How much an engine tells of its layers."""
+
+    LAYER_NAMES_ONLY = "names"
+    DETAILED = "detailed"
+
+
+class LayerInformationFormat:
+    """How an inspector writes."""
+
+    JSON = "json"
+
+
+class IProfiler:
+    """What is told the time of each layer; the constructor must be called."""
+
+    def __init__(self):
+        self.constructed = True
 
 
 class NetworkDefinitionCreationFlag:
@@ -115,7 +148,18 @@ class OnnxParser:
         return "In node -1: the model is damaged"
 
 
+class _TimingCache:
+    def __init__(self, data):
+        self.data = data
+
+    def serialize(self):
+        """Return the bytes of the file."""
+        return self.data + b"+built"
+
+
 class _Config:
+    profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
+
     def __init__(self):
         if _NUMBERS >= (8, 4):
             self.set_memory_pool_limit = lambda pool, size: _asked.update(workspace=[pool, size])
@@ -138,12 +182,26 @@ class _Config:
         """Run one layer elsewhere."""
         _asked["on_gpu"].append([layer.name, device])
 
+    def create_timing_cache(self, data):
+        """Read a timing cache; none where the bytes are of something else."""
+        return _TimingCache(data) if data.startswith(b"+built") or not data else None
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        """Use it."""
+        self.cache = cache
+        _asked["timings"] = len(cache.data)
+        return True
+
+    def get_timing_cache(self):
+        """Return it."""
+        return self.cache
+
 
 class Builder:
     """Builds an engine."""
 
     def __init__(self, logger):
-        pass
+        self.logger = logger
 
     def create_network(self, flags):
         """Begin a network."""
@@ -156,18 +214,36 @@ class Builder:
 
     def build_serialized_network(self, network, config):
         """Return the plan; nothing where the workspace is more than the board has."""
-        if _asked["workspace"][1] > int(os.environ.get("STAND_IN_MOST_MIB", "4096")) << 20:
+        size = _asked["workspace"][1]
+        if size > int(os.environ.get("STAND_IN_MOST_MIB", "4096")) << 20:
+            self.logger.say(1, "1: [cudaResources] OutOfMemory (no further information)")
             return None
-        _log()
-        return __version__.encode() + b"\n" + network.model
+        if _FAIL == "killed" and size > 200 << 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if _FAIL == "refused":
+            self.logger.say(1, "10: Could not find any implementation for node head.")
+            return None
+        if _FAIL == "slow":
+            time.sleep(60)
+        self.logger.say(4, "(Sparsity) Layers eligible for sparse math: fc1, fc2")
+        self.logger.say(
+            4, "(Sparsity) TRT inference plan picked sparse implementation for layers: fc1"
+        )
+        _log(_asked)
+        head = f"{__version__} {config.profiling_verbosity}\n"
+        return head.encode() + network.model + bytes(64 << 20 if _FAIL == "large" else 0)
 
 
 class _Context:
+    profiler = None
+
     def __init__(self, model):
         self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         self.places = {}
         ports = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.shapes = {port.name: port.shape for port in ports}
+        if _NUMBERS >= (8, 2):
+            self.enqueue_emits_profile = True
         if _NUMBERS >= (8, 5):
             self.set_tensor_address = self.places.__setitem__
             self.execute_async_v3 = lambda stream: self._run(self.places)
@@ -184,12 +260,35 @@ class _Context:
         (logits,) = self.session.run(None, {source.name: image})
         (sink,) = self.session.get_outputs()
         ctypes.memmove(places[sink.name], logits.ctypes.data, logits.nbytes)
+        if self.profiler is not None and self.enqueue_emits_profile and self.profiler.constructed:
+            for number, layer in enumerate(_LAYERS):
+                self.profiler.report_layer_time(layer["Name"], 3.0 - number)
         return True
 
 
+_KIND = "Format/Datatype"
+_LAYERS = [
+    {"Name": "fc1", "LayerType": "gemm", "Inputs": [{_KIND: "Int8"}], "TacticName": "sparse_i8"},
+    {"Name": "_gemm_mha_v2", "LayerType": "kgen", "Inputs": [{_KIND: "Half"}], "TacticName": ""},
+    {"Name": "fc2", "LayerType": "gemm", "Inputs": [{_KIND: "Half"}], "TacticName": "f16"},
+]
+
+
+class _Inspector:
+    def __init__(self, verbosity):
+        self.verbosity = verbosity
+
+    def get_engine_information(self, form):
+        """Describe the layers, by name alone unless the engine was built to tell more."""
+        detailed = self.verbosity == ProfilingVerbosity.DETAILED
+        layers = _LAYERS if detailed else [layer["Name"] for layer in _LAYERS]
+        return json.dumps({"Layers": layers, "Bindings": ["input", "logits"]})
+
+
 class _Engine:
-    def __init__(self, model):
+    def __init__(self, model, verbosity):
         self.model = model
+        self.verbosity = verbosity
         if _NUMBERS < (10, 0):
             context = _Context(model)
             self.num_bindings = len(context.shapes)
@@ -199,11 +298,21 @@ class _Engine:
         """Make what runs."""
         return _Context(self.model)
 
+    def create_engine_inspector(self):
+        """Make what describes it."""
+        return _Inspector(self.verbosity)
 
-def _log():
-    if "STAND_IN_LOG" in os.environ:
-        with open(os.environ["STAND_IN_LOG"], "w") as file:
-            json.dump(_asked, file)
+
+def _log(news):
+    """Add to the file that tells what was asked for."""
+    path = os.environ.get("STAND_IN_LOG")
+    if path:
+        known = {}
+        if os.path.exists(path):
+            with open(path) as file:
+                known = json.load(file)
+        with open(path, "w") as file:
+            json.dump(dict(known, **news), file)
 
 
 class Runtime:
@@ -216,7 +325,8 @@ class Runtime:
 
     def deserialize_cuda_engine(self, data):
         """Return the engine, or nothing where another version made it."""
-        _asked["loaded"] = self.DLA_core
-        _log()
-        version, _, model = data.partition(b"\n")
-        return _Engine(model) if version.decode() == __version__ else None
+        # Builds are of another process: what its builder was asked for stays in the file.
+        _log({"loaded": self.DLA_core})
+        head, _, model = data.partition(b"\n")
+        version, _, verbosity = head.decode("utf-8", "replace").partition(" ")
+        return _Engine(model, verbosity) if version == __version__ else None

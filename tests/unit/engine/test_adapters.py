@@ -23,7 +23,7 @@ from elastic_export.engine.layers import parse_layers, parse_sparsity, summarize
 from elastic_export.engine.runners import TensorrtRunner
 from elastic_export.engine.sidecar import check_engine_fits, read_header, sidecar_of
 from elastic_export.errors import CheckFailed, UserError
-from elastic_export.measure.board import trtexec as board
+from elastic_export.measure.board import layers as board
 from tests.unit.engine.stand_ins import FAILS, REFUSED, VERSIONS, inspected, plan_of, stand_in
 
 WEAK = [version for version in VERSIONS if not version.startswith("11")]

@@ -13,9 +13,21 @@ import pytest
 
 from elastic_export.engine.bundle import sample_file
 from elastic_export.measure import protocol
-from elastic_export.measure.board import identity, power, sample, stats
+from elastic_export.measure.board import (
+    identity,
+    power,
+    rails,
+    sample,
+    session,
+    stats,
+    trtexec,
+    watch,
+)
+from elastic_export.measure.board.bundle import open_bundle
 from elastic_export.measure.board.compose import ORDER, compose
-from elastic_export.measure.board.shell import Cannot
+from elastic_export.measure.board.shell import Cannot, Teller
+from elastic_export.measure.board.stats import Series
+from tests.board.bundles import make_bundle
 
 
 def test_settled_rule_is_the_one_of_this_machine() -> None:
@@ -74,55 +86,93 @@ def test_power_mode_and_banner() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "rail", "watts"),
+    ("line", "names", "kind", "watts"),
     [
         (
             "RAM 2448/7620MB (lfb 3x4MB) CPU [5%@729,off] GR3D_FREQ 0% cpu@45.6C tj@46.0C "
             "VDD_IN 4861mW/4861mW VDD_CPU_GPU_CV 503mW/503mW VDD_SOC 1387mW/1387mW",
-            "VDD_IN",
+            ["VDD_IN"],
+            "total",
             4.861,
         ),
         (
-            "RAM 1/2MB GR3D_FREQ 99% VDD_GPU_SOC 3500mW/3400mW VDD_CPU_CV 1000mW/900mW",
-            "VDD_CPU_CV+VDD_GPU_SOC",
-            4.5,
+            "GR3D_FREQ 99% CV0@73.625C tj@77.281C VDD_GPU_SOC 3150mW/2971mW VDD_CPU_CV "
+            "14312mW/12415mW VIN_SYS_5V0 4968mW/5048mW NC 0mW/0mW VDDQ_VDD2_1V8AO 1091mW/1091mW",
+            ["VDD_CPU_CV", "VDD_GPU_SOC", "VIN_SYS_5V0"],
+            "sum",
+            22.43,
         ),
         (
-            "RAM 1/2MB CPU@38C VDD_GPU_SOC 1234mW VDD_CPU_CV 567mW",
-            "VDD_CPU_CV+VDD_GPU_SOC",
+            "RAM 1/2MB CPU@38C VDD_GPU_SOC 1234mW VDDQ_VDD2_1V8AO 567mW",
+            ["VDDQ_VDD2_1V8AO", "VDD_GPU_SOC"],  # nothing feeds it that is measured
+            "sum",
             1.801,
         ),
         (
-            "RAM 1700/3964MB thermal@36C POM_5V_IN 2345/2300 POM_5V_GPU 40/40",
-            "POM_5V_IN",
+            "RAM 1700/3964MB thermal@36C POM_5V_IN 2345/2300 POM_5V_GPU 40/40 POM_5V_CPU 300/310",
+            ["POM_5V_IN"],
+            "total",
             2.345,
         ),
-        ("RAM 1/2MB tj@40C VIN 19780mW/19000mW VDD_GPU 5000mW/5000mW", "VIN", 19.78),
-        ("RAM 1700/3964MB SWAP 0/1982MB CPU [1%@102] GR3D_FREQ 0%", "", None),
+        (
+            "SWAP 0/3823MB AUX@38C GPU 1000/900 CPU 500/500 SOC 866/866 CV 0/0 VDDRQ 144/144 "
+            "SYS5V 1889/1889",
+            ["CPU", "CV", "GPU", "SOC", "SYS5V", "VDDRQ"],
+            "sum",
+            4.399,
+        ),
+        (
+            "VDD_SYS_GPU 76/76 VDD_SYS_SOC 305/305 VDD_4V0_WIFI 0/0 VDD_IN 2289/2289",
+            ["VDD_IN"],
+            "total",
+            2.289,
+        ),
+        ("RAM 1/2MB tj@40C VIN 19780mW/19000mW VDD_GPU 5000mW/5000mW", ["VIN"], "total", 19.78),
+        ("RAM 1700/3964MB SWAP 0/1982MB CPU [1%@102] GR3D_FREQ 0%", [], "sum", None),
     ],
 )
-def test_tegrastats_lines(line: str, rail: str, watts: float | None) -> None:
-    name, value = power.rail_watts(power.parse_tegrastats(line))
-    assert name == rail
-    assert value is None if watts is None else value == pytest.approx(watts)
+def test_tegrastats_lines(line: str, names: list[str], kind: str, watts: float | None) -> None:
+    found = rails.parse_tegrastats(line)
+    assert rails.choose_rails(list(found)) == (names, kind)
+    if watts is not None:
+        assert sum(found[name] for name in names) == pytest.approx(watts)
 
 
 def test_power_monitors_of_sysfs(tmp_path: Path) -> None:
-    folder = tmp_path / "1-0040" / "hwmon" / "hwmon3"
-    folder.mkdir(parents=True)
-    for name, text in {
-        "in1_label": "VDD_IN",
-        "in1_input": "5000",
-        "curr1_input": "900",
-        "in2_label": "VDD_SOC",
-        "in2_input": "5000",
-        "curr2_input": "200",
-        "in3_label": "unread",
-    }.items():
-        (folder / name).write_text(text + "\n")
-    rails = power.ina3221_rails(str(tmp_path))
-    assert rails == pytest.approx({"VDD_IN": 4.5, "VDD_SOC": 1.0})
-    assert power.rail_watts(rails)[0] == "VDD_IN"
+    files = {
+        "ina3221/1-0040/hwmon/hwmon3/in1_label": "VDD_IN",
+        "ina3221/1-0040/hwmon/hwmon3/in1_input": "5000",
+        "ina3221/1-0040/hwmon/hwmon3/curr1_input": "900",
+        "ina3221/1-0040/hwmon/hwmon3/in2_label": "VDD_SOC",
+        "ina3221/1-0040/hwmon/hwmon3/in2_input": "5000",
+        "ina3221/1-0040/hwmon/hwmon3/curr2_input": "-8",  # the noise of a rail that draws nothing
+        "ina3221/1-0040/hwmon/hwmon3/in3_label": "NC",
+        "ina3221/1-0040/hwmon/hwmon3/in3_input": "1",
+        "ina3221/1-0040/hwmon/hwmon3/curr3_input": "1",
+        "ina3221/1-0040/hwmon/hwmon3/in7_label": "sum of shunt voltages",
+        "ina3221/1-0040/hwmon/hwmon3/in7_input": "12",
+        # JetPack 4
+        "ina3221x/6-0040/iio:device0/rail_name_0": "POM_5V_GPU",
+        "ina3221x/6-0040/iio:device0/in_power0_input": "1250",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    monitors = rails.Ina3221(str(tmp_path))
+    assert monitors.read() == pytest.approx({"VDD_IN": 4.5, "VDD_SOC": -0.04, "POM_5V_GPU": 1.25})
+    (tmp_path / "ina3221/1-0040/hwmon/hwmon3/curr1_input").unlink()
+    assert set(monitors.read()) == {"VDD_SOC", "POM_5V_GPU"}
+    assert rails.Ina3221(str(tmp_path / "nothing")).read() == {}
+
+
+def test_a_rail_that_is_missing_once_is_no_dip(tmp_path: Path) -> None:
+    meter = power.PowerMeter()
+    meter.source = "tegrastats"
+    for line in ("VDD_GPU_SOC 3000mW VDD_CPU_CV 1000mW", "VDD_GPU_SOC 3000mW", "no rail at all"):
+        meter._take_line(line)
+    assert [watts for _, watts in meter.samples] == [4.0]
+    assert (meter.rails, meter.kind) == (["VDD_CPU_CV", "VDD_GPU_SOC"], "sum")
 
 
 def test_energy_is_the_integral_of_power() -> None:
@@ -133,11 +183,95 @@ def test_energy_is_the_integral_of_power() -> None:
     assert power.energy_mj(steady, 50.0, 60.0) is None
     meter = power.PowerMeter()
     meter.samples = steady
-    found = meter.per_inference([(1.0, 2.0), (5.0, 6.0)], count=100, idle_w=2.0)
+    parts = [Series([1.0] * 60, [], 1.0, 2.0), Series([1.0] * 40, [], 5.0, 6.0)]
+    found = meter.per_inference(parts, idle_w=2.0)
     assert found is not None
     assert found["per_inference"] == pytest.approx(120.0)
     assert found["net_of_idle"] == pytest.approx(80.0)
-    assert meter.per_inference([(1.0, 2.0), (50.0, 60.0)], 100, None) is None
+    assert found["exact_window"]
+    assert meter.per_inference([*parts, Series([1.0], [], 50.0, 60.0)], None) is None
+
+
+def _row(begin: float, end: float) -> dict[str, float]:
+    ms = end - begin
+    return {"startComputeMs": begin, "endComputeMs": end, "latencyMs": ms, "computeMs": ms}
+
+
+def test_the_window_of_trtexecs_times() -> None:
+    rows = [_row(100, 110), _row(205, 215), _row(215, 225)]
+    found = trtexec.read_times(rows, 200, started=50.0, begin=48.0, end=51.0)
+    assert (found.latency, found.compute) == ([10, 10], [10, 10])
+    assert (found.begin, found.end, found.exact) == (pytest.approx(50.205), 50.225, True)
+    # The line did not come, or the figures contradict the clock.
+    for started, end in ((None, 51.0), (50.9, 51.0), (40.0, 51.0)):
+        found = trtexec.read_times(rows, 200, started, 48.0, end)
+        assert (found.begin, found.end, found.exact) == (pytest.approx(50.98), 51.0, False)
+    # A release without the columns.
+    bare = [{"latencyMs": 10.0, "computeMs": 9.0}] * 3
+    found = trtexec.read_times(bare, 200, 50.0, 48.0, 51.0)
+    assert (len(found.latency), found.exact) == (3, False)
+    # All of it was shorter than the warm-up.
+    assert len(trtexec.read_times(rows, 1000, 50.0, 48.0, 51.0).latency) == 3
+    with pytest.raises(Cannot, match="timed nothing"):
+        trtexec.read_times([], 200, 50.0, 48.0, 51.0)
+
+
+@pytest.mark.parametrize(
+    ("reading", "limit", "pinned", "slowed"),
+    [
+        ((1000.0, None), 1000.0, True, False),
+        ((800.0, None), 1000.0, True, True),
+        ((800.0, None), 1000.0, False, False),
+        ((800.0, None), None, True, True),  # 950 MHz was seen
+        ((900.0, None), None, True, False),
+        ((800.0, 0x4), 1000.0, True, True),
+        ((880.0, 0x1), 1000.0, True, False),
+        ((1000.0, 0x20), 1000.0, False, True),
+        ((None, None), 1000.0, True, False),
+    ],
+)
+def test_what_counts_as_slowed(
+    reading: tuple[float | None, int | None], limit: float | None, pinned: bool, slowed: bool
+) -> None:
+    seen = [watch.Reading(0.0, reading[0], None, reading[1])]
+    assert watch.is_slowed(seen, limit, 950.0, pinned) == slowed
+
+
+def test_a_line_of_nvidia_smi() -> None:
+    found = watch.parse_reading("1410, 45, 0x0000000000000044\n", 1.0)
+    assert found == watch.Reading(1.0, 1410.0, 45.0, 0x44)
+    assert watch.parse_reading("[N/A], 45", 1.0) == watch.Reading(1.0, None, 45.0, None)
+    assert watch.parse_reading("", 1.0) == watch.Reading(1.0, None, None, None)
+
+
+def test_marks_belong_to_the_attempt_that_counts(tmp_path: Path) -> None:
+    """All is taken once more where it does not settle; what spoilt the first attempt is gone."""
+    bundle = open_bundle(str(make_bundle(tmp_path / "bundle")))
+
+    class Runner:
+        runtime = "onnxruntime"
+        calls = 0
+
+        def sample(self, seconds: float, warmup_ms: int) -> Series:
+            self.calls += 1
+            ms = 5.0 + (self.calls if self.calls <= 10 else 0)
+            return Series([ms] * 3, [], 0.0, 1.0)
+
+    class Watch:
+        calls = 0
+
+        def judge(self, series: Series) -> watch.Verdict:
+            self.calls += 1
+            first = self.calls <= 10
+            flags = ["throttled"] if first else []
+            return watch.Verdict(flags, 500.0 if first else 900.0, 900.0, 40.0)
+
+    one = session.Candidate(bundle, "fp32", Runner())
+    session.measure_settled([one], 10, 1.0, 1, Watch(), Teller(), lambda: None)  # type: ignore[arg-type]
+    found = one.result(power.PowerMeter(False), None)
+    assert found["settled"]
+    assert found["flags"] == []
+    assert (found["min_gpu_clock_mhz"], found["max_gpu_clock_mhz"]) == (900, 900)
 
 
 def test_sample_is_read_without_a_library(tmp_path: Path) -> None:

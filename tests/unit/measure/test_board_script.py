@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from tests.board.bundles import RELEASES, make_bundle, network
-from tests.board.machine import STAND_INS, Board, jetson
+from tests.board.machine import Board
 
 
 def test_onnx_runtime_measures_for_real(tmp_path: Path) -> None:
@@ -122,34 +120,19 @@ def test_a_build_that_fails_is_told(tmp_path: Path, failure: str, what: str) -> 
     assert not list(tmp_path.rglob("*.part"))
 
 
-@pytest.fixture(scope="module")
-def cudart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a real shared library that stands in for the CUDA runtime."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler (Debian package gcc)")
-    folder = tmp_path_factory.mktemp("cudart")
-    source, library = STAND_INS / "cudart_stand_in.c", folder / "libcudart.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    return folder
-
-
 @pytest.mark.parametrize("version", ["8.2.1", "8.5.2", "10.3.0", "11.1.0"])
 def test_the_tensorrt_module_of_every_release(tmp_path: Path, cudart: Path, version: str) -> None:
     strong = version.startswith("1")
     board = Board(tmp_path, "tensorrt", strong=strong, pins=() if strong else ("head",))
     log = tmp_path / "asked.json"
-    board.environment.update(
-        PYTHONPATH=str(STAND_INS / "tensorrt_stand_in"),
-        LD_LIBRARY_PATH=str(cudart),
-        STAND_IN_VERSION=version,
-        STAND_IN_LOG=str(log),
-    )
+    board.install_module(version, cudart, STAND_IN_LOG=str(log))
     arguments = ("--no-clocks", "--precision=int8", "--rounds=2")
     done = board.run(*arguments)
     assert done.returncode == 0, done.stderr
     model = board.result["models"]["tiny/int8"]
+    assert board.result["board"]["tensorrt"] == version
     assert model["runtime"] == "tensorrt"
+    assert model["flags"] == ["unpinned"]
     assert model["accuracy"]["ok"]
     assert 0 < model["gpu_compute_ms"]["median"] <= model["latency_ms"]["median"]
     asked = json.loads(log.read_text())
@@ -158,9 +141,20 @@ def test_the_tensorrt_module_of_every_release(tmp_path: Path, cudart: Path, vers
     assert asked["pinned"] == ([] if strong else [["head", "float32"]])
     assert asked["network"] == [3 if strong else 1]
     assert asked["workspace"][0] == ("max_workspace_size" if version == "8.2.1" else "WORKSPACE")
+    assert asked["timings"] == 0
     again = board.run(*arguments, "--fresh")
     assert again.returncode == 0
+    # A reused engine tells its layers, and what its builder said of them, all the same.
     assert board.result["models"]["tiny/int8"]["built"]["reused"]
+    for layers in (model["layers"], board.result["models"]["tiny/int8"]["layers"]):
+        assert (layers["layers"], layers["int8_layers"], layers["fused_attention"]) == (3, 1, 1)
+        assert layers["eligible_sparse"] == ["fc1", "fc2"]
+        assert layers["picked_sparse"] == ["fc1"]
+        assert layers["profile"][0] == {"name": "fc1", "ms": 3.0}
+    # What another model's build timed is not timed again.
+    done = board.run("--no-clocks", "--precision=fp32", "--rounds=2", "--no-profile")
+    assert done.returncode == 0
+    assert json.loads(log.read_text())["timings"] > 0
 
 
 @pytest.mark.parametrize("version", ["8.2.1", "8.5.2", "10.3.0"])
@@ -169,12 +163,7 @@ def test_the_module_builds_for_a_dla_and_loads_on_its_core(
 ) -> None:
     board = Board(tmp_path, "tensorrt", strong=False, pins=("head",), dla=1)
     log = tmp_path / "asked.json"
-    board.environment.update(
-        PYTHONPATH=str(STAND_INS / "tensorrt_stand_in"),
-        LD_LIBRARY_PATH=str(cudart),
-        STAND_IN_VERSION=version,
-        STAND_IN_LOG=str(log),
-    )
+    board.install_module(version, cudart, STAND_IN_LOG=str(log))
     done = board.run("--no-clocks", "--rounds=1")
     assert done.returncode == 0, done.stderr
     asked = json.loads(log.read_text())
@@ -186,18 +175,46 @@ def test_the_module_builds_for_a_dla_and_loads_on_its_core(
     assert json.loads(log.read_text())["loaded"] == 1
 
 
-def test_the_module_tries_with_less_memory(tmp_path: Path, cudart: Path) -> None:
+@pytest.mark.parametrize(
+    ("failure", "more", "mib", "retries"),
+    [("", {"STAND_IN_MOST_MIB": "300"}, 256, 2), ("killed", {}, 128, 3)],
+)
+def test_the_module_tries_with_less_memory(
+    tmp_path: Path, cudart: Path, failure: str, more: dict[str, str], mib: int, retries: int
+) -> None:
+    """The kernel kills the builder's process and not the script's."""
     board = Board(tmp_path, "tensorrt")
-    board.environment.update(
-        PYTHONPATH=str(STAND_INS / "tensorrt_stand_in"),
-        LD_LIBRARY_PATH=str(cudart),
-        STAND_IN_VERSION="10.3.0",
-        STAND_IN_MOST_MIB="300",
-    )
+    board.install_module("10.3.0", cudart, STAND_IN_FAIL=failure, **more)
     done = board.run("--no-clocks", "--precision=int8", "--rounds=1")
     assert done.returncode == 0, done.stderr
     built = board.result["models"]["tiny/int8"]["built"]
-    assert (built["workspace_mb"], built["retries"]) == (256, 2)
+    assert (built["workspace_mb"], built["retries"]) == (mib, retries)
+
+
+def test_what_the_module_refuses_is_not_tried_again(tmp_path: Path, cudart: Path) -> None:
+    board = Board(tmp_path, "tensorrt")
+    board.install_module("10.3.0", cudart, STAND_IN_FAIL="refused")
+    done = board.run("--no-clocks", "--rounds=1", "--precision=int8")
+    assert done.returncode == 1
+    model = board.result["models"]["tiny/int8"]
+    assert "Could not find any implementation for node head" in model["error"]["what"]
+    assert "Could not find" in model["log_tail"][-1]
+    assert "trying" not in done.stderr
+
+
+def test_an_engine_of_another_gpu_is_built_again(tmp_path: Path, cudart: Path) -> None:
+    board = Board(tmp_path, "tensorrt")
+    board.install_module("10.3.0", cudart)
+    arguments = ("--no-clocks", "--rounds=1", "--no-profile", "--precision=int8", "--fresh")
+    assert board.run(*arguments).returncode == 0
+    (engine,) = tmp_path.glob("bundle.engine/*.engine")
+    engine.write_bytes(b"9.0.0 detailed\n")
+    (timings,) = tmp_path.glob("bundle.engine/timing.*.cache")
+    timings.write_bytes(b"damaged")
+    done = board.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert not board.result["models"]["tiny/int8"]["built"]["reused"]
+    assert timings.read_bytes() == b"+built"
 
 
 def test_engines_of_equal_models_built_differently_are_two(tmp_path: Path) -> None:
@@ -241,9 +258,7 @@ def test_layers_that_trtexec_cannot_pin_are_pinned_by_the_module(
 ) -> None:
     board = Board(tmp_path, "tensorrt", strong=False, pins=("head",))
     board.install_trtexec("8.2.1")
-    board.environment.update(
-        PYTHONPATH=str(STAND_INS / "tensorrt_stand_in"), LD_LIBRARY_PATH=str(cudart)
-    )
+    board.install_module("8.2.1", cudart)
     done = board.run("--no-clocks", "--rounds=1")
     assert done.returncode == 0, done.stderr
     models = board.result["models"]
@@ -298,88 +313,95 @@ def test_a_machine_without_onnx_runtime_says_so(tmp_path: Path) -> None:
     assert not board.result["complete"]
 
 
-def test_neither_trtexec_nor_the_module(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["8.2.1", "10.3.0"])
+def test_the_warm_up_is_no_part_of_the_figures(tmp_path: Path, version: str) -> None:
+    """8.2 writes the inferences of the warm-up into its file, later releases do not."""
+    board = Board(tmp_path, "tensorrt", strong=version.startswith("1"))
+    board.install_trtexec(version, STAND_IN_SECONDS="0")
+    done = board.run(
+        "--no-clocks", "--rounds=1", "--no-profile", "--precision=int8", "--warmup-ms=200"
+    )
+    assert done.returncode == 0, done.stderr
+    # Ten iterations are the least that trtexec makes; those of the warm-up are hundreds.
+    assert board.result["models"]["tiny/int8"]["latency_ms"]["n"] == 10
+
+
+def _without(board: Board, *modules: str) -> None:
+    hidden = board.tmp / "hidden"
+    hidden.mkdir()
+    for name in modules:
+        (hidden / f"{name}.py").write_text("raise ImportError('none here')\n")
+    board.environment["PYTHONPATH"] = str(hidden)
+
+
+def test_onnx_runtime_steps_in_where_there_is_no_tensorrt(tmp_path: Path) -> None:
     board = Board(tmp_path, "tensorrt")
+    _without(board, "tensorrt")
+    done = board.run("--rounds=1", "--precision=fp32")
+    assert done.returncode == 0, done.stderr
+    assert "is made for tensorrt" in done.stderr
+    model = board.result["models"]["tiny/fp32"]
+    assert model["runtime"] == "onnxruntime"
+    assert model["built"]["provider"] == "CPUExecutionProvider"
+    assert "other_runtime" in model["flags"]
+    assert model["accuracy"]["ok"]
+    # TensorRT comes to the board: what ONNX Runtime took is no result of it.
+    board.install_trtexec("10.3.0")
+    done = board.run("--rounds=1", "--precision=fp32")
+    assert "measured before" not in done.stderr
+    model = board.result["models"]["tiny/fp32"]
+    assert (model["runtime"], model["flags"]) == ("trtexec", ["unpinned"])
+
+
+def test_the_provider_is_the_one_that_the_session_has(tmp_path: Path) -> None:
+    """A package may offer CUDA on a machine without it; it falls back without a word."""
+    board = Board(tmp_path, "tensorrt")
+    _without(board, "tensorrt")
+    hidden = board.tmp / "hidden"
+    site = Path(onnxruntime.__file__).parents[1]
+    (hidden / "onnxruntime.py").write_text(
+        f"import sys\nhere = sys.path.pop(0) if sys.path[0] == {str(hidden)!r} else None\n"
+        f"sys.path = [p for p in sys.path if p != {str(hidden)!r}]\n"
+        f"del sys.modules['onnxruntime']\nsys.path.insert(0, {str(site)!r})\n"
+        "import onnxruntime as real\n"
+        "offered = ['TensorrtExecutionProvider', 'CUDAExecutionProvider', 'CPUExecutionProvider']\n"
+        "real.get_available_providers = lambda: offered\n"
+        "sys.modules['onnxruntime'] = real\n"
+    )
+    done = board.run("--rounds=1", "--precision=fp32")
+    assert done.returncode == 0, done.stderr
+    assert board.result["models"]["tiny/fp32"]["built"]["provider"] == "CPUExecutionProvider"
+
+
+def test_neither_trtexec_nor_a_module(tmp_path: Path) -> None:
+    board = Board(tmp_path, "tensorrt")
+    _without(board, "tensorrt", "onnxruntime")
     done = board.run()
     assert done.returncode == 1
-    assert "TensorRT" in done.stderr
+    assert "There is neither trtexec nor a Python module tensorrt" in done.stderr
+    assert "Install TensorRT" in done.stderr
     assert "Traceback" not in done.stderr
+    done = board.run("--runtime=tensorrt")
+    assert done.returncode == 1
+    assert "TensorRT" in done.stderr
 
 
-def test_clocks_power_and_mode(tmp_path: Path) -> None:
+def test_a_result_of_an_older_script_is_not_taken(tmp_path: Path) -> None:
     board = Board(tmp_path)
-    log = jetson(board)
-    done = board.run("--precision=fp32", "--seconds=4", "--idle-seconds=0.5")
-    assert done.returncode == 0, done.stderr
-    calls = log.read_text().splitlines()
-    assert [call.split()[0] if call else "pin" for call in calls] == ["--store", "pin", "--restore"]
-    result = board.result
-    assert result["board"]["power_mode"] == "15W"
-    assert result["methodology"]["clocks_pinned"]
-    model = result["models"]["tiny/fp32"]
-    assert "unpinned" not in model["flags"]
-    energy = model["energy_mj"]
-    assert energy["rail"] == "VDD_IN"
-    assert energy["idle_w"] == pytest.approx(5.0)
-    assert energy["load_w"] == pytest.approx(5.0)
-    assert energy["net_of_idle"] == pytest.approx(0.0, abs=1e-6)
-    assert energy["per_inference"] > 0
+    assert board.run("--rounds=2", "--precision=fp32").returncode == 0
+    state = board.result
+    board.out.write_text(json.dumps({**state, "schema_version": 1}))
+    done = board.run("--rounds=2", "--precision=fp32")
+    assert done.returncode == 0
+    assert "measured before" not in done.stderr
+    assert board.result["schema_version"] == state["schema_version"]
 
 
-def test_a_change_of_mode_and_a_clock_that_drops_are_marked(tmp_path: Path) -> None:
-    board = Board(tmp_path)
-    jetson(board)
-    count = tmp_path / "count"
-    # The mode changes while it is measured, and the clock that nvidia-smi tells falls by half.
-    later = 'n=$(($(cat "{count}" 2>/dev/null || echo 0) + 1)); echo $n > "{count}"\n'
-    board.install(
-        "nvpmodel",
-        "#!/bin/sh\n"
-        + later.format(count=count)
-        + '[ $n -lt 6 ] && echo "NV Power Mode: MODE_15W" || echo "NV Power Mode: MODE_7W"\n',
-    )
-    board.install(
-        "nvidia-smi",
-        "#!/bin/sh\n"
-        + later.format(count=f"{count}.clock")
-        + 'case "$*" in *clocks.sm*) [ $n -lt 12 ] && echo 1000 || echo 500 ;;\n'
-        + "*) echo N/A ;; esac\n",
-    )
-    done = board.run("--precision=fp32", "--no-power", "--idle-seconds=0.1")
-    assert done.returncode == 0, done.stderr
-    flags = board.result["models"]["tiny/fp32"]["flags"]
-    assert "mode_changed" in flags
-    assert "throttled" in flags
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        (signal.SIGINT, ()),
-        (signal.SIGTERM, ()),
-        (signal.SIGHUP, ()),
-        (signal.SIGTERM, ("--detached",)),
-    ],
-)
-def test_an_interrupt_restores_the_clocks(
-    tmp_path: Path, kind: signal.Signals, options: tuple[str, ...]
-) -> None:
-    board = Board(tmp_path)
-    log = jetson(board)
-    process = subprocess.Popen(
-        board.command("--seconds=60", "--precision=fp32", *options),
-        env=board.environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A background shell ignores SIGINT, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    deadline = time.time() + 60
-    while "--store" not in (log.read_text() if log.exists() else "") and time.time() < deadline:
-        time.sleep(0.05)
-    process.send_signal(kind)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert log.read_text().splitlines()[-1].startswith("--restore")
-    assert not board.result["complete"]
-    assert "Traceback" not in err
+def test_layers_that_an_interrupt_cost_are_measured_again(tmp_path: Path) -> None:
+    board = Board(tmp_path, "tensorrt")
+    board.install_trtexec("10.3.0")
+    arguments = ("--no-clocks", "--rounds=1", "--precision=int8")
+    assert board.run(*arguments, "--no-profile").returncode == 0
+    assert "layers" not in board.result["models"]["tiny/int8"]
+    assert board.run(*arguments).returncode == 0
+    assert board.result["models"]["tiny/int8"]["layers"]["layers"] == 3
