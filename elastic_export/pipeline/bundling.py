@@ -23,6 +23,9 @@ from elastic_export.pipeline.exporting import TOLERANCE, File
 
 __all__ = ["Content", "bundle"]
 
+_TF32 = 80
+"""The first compute capability (times ten) with TF32."""
+
 
 @dataclass(frozen=True)
 class Content:
@@ -113,8 +116,7 @@ def bundle(
             "sample": {
                 "file": "sample.safetensors",
                 "images": len(inputs),
-                # Of what the device computes: a builder makes FP16 of a file that holds FP32.
-                "tolerance": {p: TOLERANCE[p] for p in content.files},
+                "tolerance": {p: _tolerance(p, target) for p in content.files},
             },
             "accuracy": dict(content.accuracy),
             "checks": dict(content.checks),
@@ -125,6 +127,17 @@ def bundle(
         files=files,
     )
     return models
+
+
+def _tolerance(precision: str, target: ResolvedTarget) -> float:
+    """How far logits may differ by what the device computes in, whatever the file holds.
+
+    A builder makes FP16 of an FP32 file where it is told so. From compute capability 8.0 on
+    TensorRT multiplies FP32 as TF32, with the ten bits of FP16's mantissa, unless it is told not to
+    (NVIDIA's documentation of ``BuilderFlag.TF32``).
+    """
+    tensor_cores = target.software.runtime != "onnxruntime" and (target.target.sm or 0) >= _TF32
+    return TOLERANCE["fp16" if tensor_cores and precision == "fp32" else precision]
 
 
 def _port(name: str, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -140,6 +140,16 @@ def test_a_target_without_int8_is_told_before_anything_is_calibrated(
     assert manifest["sample"]["tolerance"] == {"fp32": 1e-4, "fp16": 2e-2}
 
 
+def test_fp32_is_held_against_what_the_device_multiplies_in(
+    descendant: Path, tmp_path: Path
+) -> None:
+    """TensorRT uses TF32 from compute capability 8.0 on; ONNX Runtime's CPU never does."""
+    for target, fp32 in (("orin-nano-8gb@jp5.1", 2e-2), ("xavier-nx", 1e-4), ("host-cpu", 1e-4)):
+        told = _run("export", descendant, "--target", target, "--out", tmp_path)
+        manifest = json.loads((Path(told["folder"]) / "manifest.json").read_text())
+        assert manifest["sample"]["tolerance"]["fp32"] == fp32
+
+
 def test_export_needs_real_data_and_a_known_target(descendant: Path, tmp_path: Path) -> None:
     assert "--data" in _error("export", descendant, "--data", "mnist", "--out", tmp_path)
     assert "a10" in _error("export", descendant, "--target", "a11", "--out", tmp_path)
