@@ -14,23 +14,10 @@ from elastic_export.errors import UserError, did_you_mean
 from elastic_export.pipeline.benching.names import RUNNERS, RunnerName
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
 
     from elastic_export.cli.output import Output
 
 __all__ = ["bench"]
-
-_HEADERS = (
-    "model",
-    "median ms",
-    "p90 ms",
-    "p99 ms",
-    "GPU ms",
-    "mJ",
-    "logits",
-    "measurement",
-    "marks",
-)
 
 
 def bench(
@@ -105,6 +92,7 @@ def bench(
                 "Leave one of the two away.",
             )
         from elastic_export import pipeline
+        from elastic_export.cli.benched_on import lines, tables
         from elastic_export.measure.remote import VisitOptions
 
         output.kept = "Finished results are kept on the board; the same command goes on there."
@@ -126,7 +114,7 @@ def bench(
             patience=patience,
             progress=output.progress,
         )
-        output.result(found, _tables(found))
+        output.result(found, tables(found), short="\n".join(lines(found)))
         _explain_failures(found, output)
         _end_badly_where_a_model_did(found)
 
@@ -153,59 +141,6 @@ def _bench_here(output: Output, paths: list[Path], **how: Any) -> None:
     wrong = any("wrong_logits" in model["marks"] for model in found["models"])
     if wrong or any(one["kind"] == "check" for one in found["left_out"]):
         raise typer.Exit(3)
-
-
-def _tables(found: dict[str, Any]) -> RenderableType:
-    from rich.console import Group
-
-    from elastic_export.cli.tables import table, titled
-
-    parts: list[RenderableType] = []
-    for destination, part in found["boards"].items():
-        if "error" in part:
-            continue
-        board = part["result"]["board"]
-        where = [board["model"], board["power_mode"]]
-        where += [f"{name} {board[key]}" for name, key in _SOFTWARE if board.get(key)]
-        title = f"{destination}: {', '.join(str(word) for word in where if word)}"
-        rows = [_row(name, model) for name, model in part["result"]["models"].items()]
-        parts.append(titled(title, table(_HEADERS, rows)))
-        parts += [
-            f"{name}: take {choice['precision']}, {choice['why']}"
-            for name, choice in part["chosen"].items()
-        ]
-        parts += [f"Note: {note}" for note in part["notes"]]
-    return Group(*parts)
-
-
-_SOFTWARE = (("JetPack", "jetpack"), ("TensorRT", "tensorrt"))
-
-
-def _row(name: str, model: dict[str, Any]) -> list[object]:
-    if model.get("error"):
-        return [name, *[None] * 6, "failed", model["error"]["what"]]
-    if "latency_ms" not in model:
-        return [name, *[None] * 6, "not measured", None]
-    latency, compute = model["latency_ms"], model.get("gpu_compute_ms") or {}
-    accuracy = model.get("accuracy")
-    return [
-        name,
-        latency["median"],
-        latency["p90"],
-        latency["p99"],
-        compute.get("median"),
-        _energy(model.get("energy_mj") or {}),
-        None if accuracy is None else "agree" if accuracy["ok"] else "DIFFER",
-        "settled" if model["settled"] else f"inconclusive: {model['why']}",
-        ", ".join(model["flags"]) or None,
-    ]
-
-
-def _energy(energy: dict[str, Any]) -> str | None:
-    """Net of idle where that is known."""
-    if energy.get("net_of_idle") is not None:
-        return f"{energy['net_of_idle']:.3g}"
-    return f"{energy['per_inference']:.3g} with idle" if energy else None
 
 
 def _end_badly_where_a_model_did(found: dict[str, Any]) -> None:

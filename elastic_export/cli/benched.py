@@ -7,18 +7,20 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from elastic_export.cli.tables import table, titled
+from elastic_export.cli.tables import titled, told_table
+from elastic_export.report.units import count
 
-__all__ = ["lines", "tables"]
+__all__ = ["lines", "macs", "tables", "top1"]
 
 _HEADERS = (
     "model",
     "runner",
     "precision",
+    "MACs",
+    "top-1 %",
     "median ms",
     "p90 ms",
     "p99 ms",
-    "top-1 %",
     "logits",
     "measurement",
     "marks",
@@ -38,7 +40,7 @@ def tables(found: dict[str, Any]) -> RenderableType:
         for name, choice in found["chosen"].items()
     ]
     notes = [f"Note: {note}" for note in found["notes"]]
-    return Group(titled(title, table(_HEADERS, rows)), *taken, *notes)
+    return Group(titled(title, told_table(_HEADERS, rows)), *taken, *notes)
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
@@ -56,17 +58,24 @@ def _row(model: dict[str, Any]) -> list[object]:
         model["model"],
         model["runner"],
         model["precision"],
+        macs(model["macs"]),
+        top1(model["top1"]),
         latency["median_ms"],
         latency["p90_ms"],
         latency["p99_ms"],
-        _top1(model["top1"]),
         None if logits is None else "agree" if logits["ok"] else "DIFFER",
         _settled(latency),
         ", ".join(model["marks"]) or None,
     ]
 
 
-def _top1(accuracy: dict[str, Any] | None) -> str | None:
+def macs(value: int | None) -> str | None:
+    """Write MACs shortly: ``1.26 G``."""
+    return None if value is None else count(value)
+
+
+def top1(accuracy: dict[str, Any] | None) -> str | None:
+    """Write an accuracy, with *emulated* where the device was absent."""
     if accuracy is None:
         return None
     emulated = " emulated" if accuracy["how"] == "emulated" else ""

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["facts", "size", "table", "titled"]
+__all__ = ["facts", "size", "table", "titled", "told_table"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -29,6 +29,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     for row in rows:
         drawn.add_row(*(_text(cell) for cell in row))
     return drawn
+
+
+def told_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """Lay out rows as :func:`table` does, without the columns that no row has a value for."""
+    kept = [i for i in range(len(headers)) if any(row[i] is not None for row in rows)]
+    return table([headers[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def facts(data: Mapping[str, Any]) -> Table:

@@ -78,6 +78,17 @@ class Bundle:
             )
         return self.folder / name
 
+    @property
+    def macs(self) -> int | None:
+        """MACs that the target computes of one image; None where the bundle does not say."""
+        found = (self.manifest.descendant.get("cost") or {}).get("executed_macs")
+        return found if isinstance(found, int) else None
+
+    def top1(self, precision: str) -> dict[str, Any] | None:
+        """What was measured of a precision's accuracy, as plain values; None where nothing was."""
+        found = self.manifest.accuracy.get(precision)
+        return None if found is None else found.model_dump(mode="json")
+
 
 def sample_file(inputs: np.ndarray, logits: Mapping[str, np.ndarray]) -> bytes:
     """Make the file that lets a board check itself; equal arrays give equal bytes.

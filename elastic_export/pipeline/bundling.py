@@ -20,6 +20,7 @@ from elastic_export.engine.sidecar import sidecar_of
 from elastic_export.export.lowering import pinned_nodes
 from elastic_export.measure.board.compose import SCRIPT, compose
 from elastic_export.pipeline.exporting import TOLERANCE, File
+from elastic_export.pipeline.extracting import cost_of
 
 __all__ = ["Content", "bundle"]
 
@@ -109,6 +110,7 @@ def bundle(
                 "spec_id": one.spec_id,
                 "patterns": one.patterns,
                 "batchnorm_folded": one.folded,
+                "cost": _cost(one, target, *inputs.shape[1:3]),
             },
             "inputs": [_port("input", (batch, *inputs.shape[1:]))],
             "outputs": [_port("logits", (batch, classes))],
@@ -127,6 +129,13 @@ def bundle(
         files=files,
     )
     return models
+
+
+def _cost(one: Descendant, target: ResolvedTarget, channels: int, size: int) -> dict[str, int]:
+    """Count the network; ``executed_macs`` is what this target really computes of an image."""
+    cost = cost_of(one, channels, size)
+    executed = cost.hardware_macs if target.target.sparse_2_4 else cost.macs
+    return {**cost.model_dump(), "executed_macs": executed}
 
 
 def _tolerance(precision: str, target: ResolvedTarget) -> float:

@@ -60,7 +60,8 @@ def bench_on(
     Returns:
         ``boards``: destination to ``result`` (the script's document), ``chosen`` (bundle to the
         precision to deploy there, and why) and ``notes``, or to ``error``. ``failed`` lists the
-        boards that have no result.
+        boards that have no result. ``bundles``: name to ``target``, ``macs`` (of one image, as the
+        target computes them) and ``top1`` by precision.
 
     Raises:
         UserError: A folder is no bundle, two have one name, or a destination is given twice.
@@ -92,7 +93,15 @@ def bench_on(
         if "result" in part:
             part["notes"] += learn_from(part["result"], bundles)
     failed = [name for name, part in found.items() if "error" in part]
-    return {"boards": found, "failed": failed}
+    told = {
+        bundle.manifest.name: {
+            "target": bundle.manifest.target,
+            "macs": bundle.macs,
+            "top1": {precision: bundle.top1(precision) for precision in bundle.manifest.models},
+        }
+        for bundle in bundles
+    }
+    return {"boards": found, "failed": failed, "bundles": told}
 
 
 def together(

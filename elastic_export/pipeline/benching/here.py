@@ -55,7 +55,8 @@ def bench_here(
 
     Returns:
         ``machine``; ``models``, each with ``model``, ``runner``, ``precision``, ``runs`` (what the
-        runner says of itself), ``latency``, ``logits``, ``top1``, ``engine`` and ``marks``;
+        runner says of itself), ``latency``, ``logits``, ``top1``, ``macs`` (of one
+        image, as the bundle's target computes them), ``engine`` and ``marks``;
         ``chosen`` (bundle to the precision to deploy, and why), ``left_out`` and ``notes``.
 
     Raises:
@@ -105,7 +106,6 @@ def _usual(subject: Subject, here: bool) -> RunnerName:
 def _told(one: Candidate, timing: Timing) -> dict[str, Any]:
     assert one.made is not None
     bundle = one.subject.bundle
-    accuracy = None if bundle is None else bundle.manifest.accuracy.get(one.precision)
     return {
         "model": one.label,
         "path": str(one.subject.path),
@@ -118,7 +118,8 @@ def _told(one: Candidate, timing: Timing) -> dict[str, Any]:
         "runs": one.made.runner.describe(),
         "latency": asdict(timing),
         "logits": one.logits,
-        "top1": None if accuracy is None else accuracy.model_dump(mode="json"),
+        "top1": None if bundle is None else bundle.top1(one.precision),
+        "macs": None if bundle is None else bundle.macs,
         "engine": engine_of(one),
         "marks": one.marks,
     }
