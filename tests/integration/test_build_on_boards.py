@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,10 +56,35 @@ def server(tmp_path: Path) -> Iterator[Server]:
     running.stop()
 
 
+def small(folder: Path, **measure: Any) -> Path:
+    """A recipe of one descendant for three targets; ``arm-server.yaml`` lies beside it."""
+    return write_recipe(
+        folder,
+        descend={"search": None, "specs": ["min"]},
+        targets=["host-cpu", "arm-server", JETSON],
+        measure={"min_samples": 3, **measure},
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything but the boards, made once: what is tested here begins where bundles are there."""
+    home = tmp_path_factory.mktemp("made")
+    profile(home)
+    done = build(small(home))
+    assert done.code == 0, done.err
+    return home / "store"
+
+
+def profile(home: Path) -> None:
+    """Make the server known to whoever runs the command with this home."""
+    (home / "targets").mkdir()
+    (home / "targets" / "arm-server.yaml").write_text(yaml.safe_dump(ARM))
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, server: Server) -> Path:
-    profile = tmp_path / "arm-server.yaml"
-    profile.write_text(yaml.safe_dump(ARM))
+    profile(tmp_path)
     board = {
         "board": "board",
         "seconds": 0.2,
@@ -67,12 +93,7 @@ def recipe(tmp_path: Path, server: Server) -> Path:
         "patience_s": 1,
         "pin_clocks": False,
     }
-    return write_recipe(
-        tmp_path,
-        descend={"search": None, "specs": ["min"]},
-        targets=["host-cpu", str(profile), JETSON],
-        measure={"on": {str(profile): board, JETSON: board}},
-    )
+    return small(tmp_path, on={"arm-server": board, JETSON: board})
 
 
 def build(recipe: Path, *options: str) -> Answer:
@@ -86,11 +107,14 @@ def stages(answer: Answer) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_build_measures_on_boards_and_reports_it(recipe: Path, server: Server) -> None:
+def test_a_build_measures_on_boards_and_reports_it(
+    recipe: Path, server: Server, store: Path
+) -> None:
+    shutil.copytree(store, recipe.parent / "store")
     done = build(recipe)
     assert done.code == 0, done.err
     assert stages(done) == {
-        "this machine": False,
+        "this machine": True,
         "arm-server@ort on board": False,
         f"{JETSON} on board": False,
     }
@@ -104,7 +128,7 @@ def test_a_build_measures_on_boards_and_reports_it(recipe: Path, server: Server)
         assert bundle.chosen in bundle.latency
         for precision, latency in bundle.latency.items():
             assert latency.on == "board"
-            assert latency.samples == 10
+            assert latency.samples == 3
             assert latency.marks == ("unpinned",)
             assert latency.machine["python"]
             assert bundle.checks[precision]["on_board"]["ok"]
@@ -137,14 +161,17 @@ def test_a_build_measures_on_boards_and_reports_it(recipe: Path, server: Server)
     planned = build(recipe, "--dry-run")
     assert all(row["cached"] for row in planned.json["plan"])
 
-    away = build(recipe, "--set", "measure.min_samples=11")
+    away = build(recipe, "--set", "measure.min_samples=4")
     assert away.code == 1
     assert "cannot be reached" in away.err
     assert load_result(out / "report.json").descendants == (one,)
 
 
 @pytest.mark.slow
-def test_two_boards_are_measured_at_once(tmp_path: Path, recipe: Path, server: Server) -> None:
+def test_two_boards_are_measured_at_once(
+    tmp_path: Path, recipe: Path, server: Server, store: Path
+) -> None:
+    shutil.copytree(store, recipe.parent / "store")
     other = Server(tmp_path / "other", name="other")
     config = tmp_path / "both"
     config.write_text(f"Include {server.client}\nInclude {other.client}\n")
@@ -173,7 +200,10 @@ def test_two_boards_are_measured_at_once(tmp_path: Path, recipe: Path, server: S
 
 
 @pytest.mark.slow
-def test_what_fails_on_a_board_leaves_the_rest_of_the_report(recipe: Path, server: Server) -> None:
+def test_what_fails_on_a_board_leaves_the_rest_of_the_report(
+    recipe: Path, server: Server, store: Path
+) -> None:
+    shutil.copytree(store, recipe.parent / "store")
     server.set(STAND_IN_VERSION="10.3.0", STAND_IN_SECONDS="0.02", STAND_IN_FAIL="parse")
     done = build(recipe)
     assert done.code == 1

@@ -157,24 +157,6 @@ def test_the_tensorrt_module_of_every_release(tmp_path: Path, cudart: Path, vers
     assert json.loads(log.read_text())["timings"] > 0
 
 
-@pytest.mark.parametrize("version", ["8.2.1", "8.5.2", "10.3.0"])
-def test_the_module_builds_for_a_dla_and_loads_on_its_core(
-    tmp_path: Path, cudart: Path, version: str
-) -> None:
-    board = Board(tmp_path, "tensorrt", strong=False, pins=("head",), dla=1)
-    log = tmp_path / "asked.json"
-    board.install_module(version, cudart, STAND_IN_LOG=str(log))
-    done = board.run("--no-clocks", "--rounds=1")
-    assert done.returncode == 0, done.stderr
-    asked = json.loads(log.read_text())
-    assert {"FP16", "GPU_FALLBACK"} <= set(asked["flags"])
-    assert (asked["device"], asked["core"], asked["loaded"]) == ("DLA", 1, 1)
-    assert asked["on_gpu"] == [["head", "GPU"]]  # what stays in FP32
-    assert board.run("--no-clocks", "--rounds=1", "--fresh").returncode == 0
-    assert board.result["models"]["tiny/fp16"]["built"]["reused"]
-    assert json.loads(log.read_text())["loaded"] == 1
-
-
 @pytest.mark.parametrize(
     ("failure", "more", "mib", "retries"),
     [("", {"STAND_IN_MOST_MIB": "300"}, 256, 2), ("killed", {}, 128, 3)],
