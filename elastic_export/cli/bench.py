@@ -14,7 +14,6 @@ from elastic_export.errors import UserError, did_you_mean
 from elastic_export.pipeline.benching.names import RUNNERS, RunnerName
 
 if TYPE_CHECKING:
-
     from elastic_export.cli.output import Output
 
 __all__ = ["bench"]

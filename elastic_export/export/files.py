@@ -45,14 +45,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
-def load_proto(path: Path) -> onnx.ModelProto:
+def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     """Read an ONNX file.
+
+    Args:
+        path: The file.
+        weights: Read those that lie in a file of their own as well.
 
     Raises:
         UserError: The file is missing, truncated or no ONNX model.
     """
     try:
-        model = onnx.load(os.fspath(path))
+        model = onnx.load(os.fspath(path), load_external_data=weights)
     except FileNotFoundError as error:
         raise UserError(
             f"There is no file {path}.",

@@ -9,6 +9,7 @@ from elastic_export.config.recipe import MeasureConfig
 from elastic_export.config.result import BundleResult, DescendantResult, Latency
 from elastic_export.config.targets import ResolvedTarget
 from elastic_export.errors import CheckFailed, ElasticExportError, UserError
+from elastic_export.pipeline.remote import timing_of
 from elastic_export.pipeline.result import NOT_BUILT
 
 __all__ = ["with_board"]
@@ -92,29 +93,24 @@ def _with_models(
 def _latency(
     precision: str, model: Mapping[str, Any], part: Mapping[str, Any], settings: MeasureConfig
 ) -> Latency:
-    figures, compute = model["latency_ms"], model.get("gpu_compute_ms") or {}
-    energy = model.get("energy_mj") or {}
+    compute, energy = model.get("gpu_compute_ms") or {}, model.get("energy_mj") or {}
     net = energy.get("net_of_idle")
     board = part["result"]["board"]
-    return Latency(
+    measured = timing_of(model).latency(
         runner=_runner(model, board),
         precision=precision,
         batch_size=settings.batch_size,
         threads=settings.threads,
-        median_ms=figures["median"],
-        p90_ms=figures["p90"],
-        p99_ms=figures["p99"],
-        cov=figures["cov"],
-        samples=len(model["samples_ms"]),
-        runs=figures["n"],
-        settled=model["settled"],
-        unsettled_because=model["why"],
-        on=part["board"],
-        compute_ms=compute.get("median"),
-        energy_mj=energy.get("per_inference") if net is None else net,
-        energy_is="" if not energy else "with idle" if net is None else "net of idle",
-        marks=tuple(model["flags"]),
         machine=board,
+    )
+    return measured.model_copy(
+        update={
+            "on": part["board"],
+            "compute_ms": compute.get("median"),
+            "energy_mj": energy.get("per_inference") if net is None else net,
+            "energy_is": "" if not energy else "with idle" if net is None else "net of idle",
+            "marks": tuple(model["flags"]),
+        }
     )
 
 

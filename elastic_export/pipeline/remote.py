@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from elastic_export.measure.ssh import Board
 from elastic_export.pipeline.estimating import learn_from
 from elastic_export.progress import Lanes, Progress, no_progress
 
-__all__ = ["bench_on", "probe_board", "together"]
+__all__ = ["bench_on", "probe_board", "timing_of", "together"]
 
 T = TypeVar("T")
 
@@ -150,7 +150,7 @@ def _choices(result: dict[str, Any], names: list[str]) -> dict[str, dict[str, st
     found = {}
     for name in names:
         timings = {
-            key.rpartition("/")[2]: _timing(model)
+            key.rpartition("/")[2]: timing_of(model)
             for key, model in result["models"].items()
             if key.rpartition("/")[0] == name
             and model.get("samples_ms")
@@ -164,7 +164,8 @@ def _choices(result: dict[str, Any], names: list[str]) -> dict[str, dict[str, st
     return found
 
 
-def _timing(model: dict[str, Any]) -> Timing:
+def timing_of(model: Mapping[str, Any]) -> Timing:
+    """Read what the board's script measured of a model."""
     figures = model["latency_ms"]
     return Timing(
         median_ms=figures["median"],

@@ -14,6 +14,7 @@ from elastic_export.config.targets import load_target
 from elastic_export.elastic import Descendant
 from elastic_export.engine.bundle import Bundle, load_bundle
 from elastic_export.errors import UserError
+from elastic_export.export.files import load_proto
 from elastic_export.pipeline.inputs import open_descendant
 
 __all__ = ["Kind", "Subject", "labels", "open_subject", "sm_of"]
@@ -127,14 +128,7 @@ def _bundle(path: Path) -> Subject:
 
 
 def _onnx(path: Path) -> Subject:
-    if not path.is_file():
-        raise UserError(f"There is no ONNX file at {path}.", "Check the path, or export it first.")
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception as error:  # protobuf's error class is no part of onnx's interface
-        raise UserError(
-            f"{path} is not a complete ONNX file.", "Export it again, or copy it again."
-        ) from error
+    graph = load_proto(path, weights=False).graph
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     if len(inputs) != 1:

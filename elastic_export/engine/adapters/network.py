@@ -12,6 +12,7 @@ import onnx
 from elastic_export.engine.adapters.options import BuildOptions
 from elastic_export.engine.adapters.releases import TITLES, Release
 from elastic_export.errors import CheckFailed, UserError
+from elastic_export.export.files import load_proto
 
 __all__ = ["Graph", "make_network", "read_graph", "refused"]
 
@@ -49,16 +50,7 @@ def read_graph(path: Path) -> Graph:
     Raises:
         UserError: The file is missing, is not ONNX, or has dynamic shapes.
     """
-    if not path.is_file():
-        raise UserError(f"There is no ONNX file at {path}.", "Check the path, or export it first.")
-    try:
-        proto = onnx.load(str(path), load_external_data=False).graph
-    except Exception as error:  # protobuf's error class is no part of onnx's interface
-        raise UserError(
-            f"{path} is not a complete ONNX file.", "Export it again, or copy it again."
-        ) from error
-    if not proto.node or not proto.output:
-        raise UserError(f"{path} holds no ONNX graph.", "Export it again, or copy it again.")
+    proto = load_proto(path, weights=False).graph
     for value in proto.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value"):

@@ -123,9 +123,12 @@ def test_an_unsupported_device_says_which_are(tmp_path: Path, sm: int) -> None:
 @needs_package
 def test_files_that_are_no_static_onnx(tmp_path: Path) -> None:
     out = tmp_path / "net.engine"
-    with pytest.raises(UserError, match="no ONNX file"):
+    with pytest.raises(UserError, match="There is no file"):
         tensorrt_rtx.build(tmp_path / "none.onnx", out, sm=86)
-    for content, message in ((b"", "holds no ONNX graph"), (b"\x01junk", "not a complete ONNX")):
+    for content, message in (
+        (b"", "holds no ONNX graph"),
+        (b"\x01junk", "cannot be read as an ONNX model"),
+    ):
         (tmp_path / "junk.onnx").write_bytes(content)
         with pytest.raises(UserError, match=message):
             tensorrt_rtx.build(tmp_path / "junk.onnx", out, sm=86)
