@@ -51,7 +51,7 @@ def tables(found: dict[str, Any]) -> RenderableType:
             f"{name}: take {choice['precision']}, {choice['why']}"
             for name, choice in part["chosen"].items()
         ]
-        parts += [f"Note: {note}" for note in part["notes"]]
+        parts += [f"Note: {note}" for note in [*part["notes"], *part["learned"]]]
     return Group(*parts)
 
 

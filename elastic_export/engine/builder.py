@@ -226,6 +226,8 @@ class EngineBuilder:
             if monitor is not None:
                 config.progress_monitor = monitor
             engine = builder.build_serialized_network(network, config)
+            if monitor is not None:
+                monitor.close()
         if interrupt.cause is not None:
             raise interrupt.cause
         if engine is None:

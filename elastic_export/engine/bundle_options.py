@@ -54,6 +54,7 @@ def options_for(bundle: Bundle, precision: str, builder: EngineBuilder) -> Build
             int8=told["int8"],
             pins=tuple(told["pins"]),
             sparse=told["sparse"],
+            dla=told.get("dla"),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise damaged(bundle.folder, PLAN, f"is no plan ({type(error).__name__})") from error

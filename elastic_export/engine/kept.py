@@ -110,13 +110,15 @@ def kept_engine(
         if sha256_json({name: getattr(header, name) for name in wanted}) == digest:
             return KeptEngine(there, report, reused=True)
     if builder.release.timing_cache and options.timing_cache is None:
-        options = replace(options, timing_cache=folder / _timings(builder, sm))
-    if not builder.tells_progress:
-        progress.start(f"build {path.name} for sm_{sm} (minutes)", 0)
-    report = builder.build(onnx_path, path, options, progress)
-    if not builder.tells_progress:
+        own = folder / _timings(builder, sm)
+        options = replace(options, timing_cache=own, timings_may_be_new=True)
+    if builder.tells_progress:
+        return KeptEngine(path, builder.build(onnx_path, path, options, progress), reused=False)
+    progress.start(f"build {path.name} for sm_{sm} (minutes)", 0)
+    try:
+        return KeptEngine(path, builder.build(onnx_path, path, options, progress), reused=False)
+    finally:
         progress.finish()
-    return KeptEngine(path, report, reused=False)
 
 
 def _told(engine: Path) -> tuple[EngineHeader, EngineReport] | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from elastic_export.measure.protocol import TOLERANCE, Timing
 
-__all__ = ["FLOOR", "Comparison", "choose", "compare"]
+__all__ = ["FLOOR", "Comparison", "choose", "choose_deployed", "compare"]
 
 FLOOR = 0.02
 """Differences up to this share are not acted on: memory layout alone moves equal code by 1-2 %."""
@@ -102,6 +102,25 @@ def choose(timings: Mapping[str, Timing], *, baseline: str = "fp32") -> tuple[st
         return name, f"{_speed(name, baseline, faster[name])}."
     name = min(against, key=lambda key: against[key].ratio)
     return baseline, f"{_speed(name, baseline, against[name])}; {_why_not(against[name])}."
+
+
+def choose_deployed(timings: Mapping[str, Timing], *, gpu: bool) -> tuple[str | None, str]:
+    """Choose a precision by speed: FP16 stays on a GPU and FP32 on the CPU unless one is faster.
+
+    Args:
+        timings: Precision to timing, of one run and of the deployed runtime alone.
+        gpu: Whether that runs on a GPU, where FP16 costs no accuracy.
+
+    Returns:
+        The precision, or None where nothing can be compared, and the reason as a full sentence.
+    """
+    usual = ("fp16", "fp32") if gpu else ("fp32",)
+    baseline = next((name for name in usual if name in timings), None)
+    if baseline is None:
+        return None, f"there is no {usual[0]} figure that the others could be compared with."
+    if len({len(timing.sample_ms) for timing in timings.values()}) > 1:
+        return None, "some were measured in fewer rounds than others."
+    return choose(timings, baseline=baseline)
 
 
 def _speed(name: str, baseline: str, verdict: Comparison) -> str:

@@ -23,7 +23,7 @@ _SPREAD = 0.7
 """How far constants are expected from where they start, in units of the natural logarithm."""
 _NOISE = 0.05
 _ROUNDS = 60
-_LEAST_RANGE = 0.10
+_LEAST_RANGE, _FEW_RANGE = 0.10, 0.30
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class DeviceFit:
     Attributes:
         identity: The target in full.
         day: When it was fitted, ``2026-11-24``.
-        models: What was measured.
+        models: What was measured, each as ``NETWORK/PRECISION``.
         constants: The constants.
         scale: What every time is multiplied by.
         error: The largest difference left between fit and measurements, as a share.
@@ -69,9 +69,11 @@ class DeviceFit:
     def basis(self) -> Basis:
         """Return it for ``estimate``; no range is narrower than ten percent, or than the error.
 
-        One model says nothing of others, so its range stays that of a class of devices.
+        One or two networks say little of others, in however many precisions they were measured, so
+        their range stays about that of a class of devices.
         """
-        wide = max(_LEAST_RANGE, 2 * self.error) if len(self.models) > 2 else 0.3
+        networks = {name.rpartition("/")[0] for name in self.models}
+        wide = max(_LEAST_RANGE, 2 * self.error) if len(networks) > 2 else _FEW_RANGE
         count = len(self.models)
         text = f"fitted to {count} measurement{'s' if count > 1 else ''} of {self.day}"
         return Basis(self.constants, 1 / (1 + wide), 1 + wide, text, self.scale)

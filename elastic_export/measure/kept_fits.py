@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from elastic_export.artifacts.files import write_atomically
+from elastic_export.artifacts.locks import KeyLocks
 from elastic_export.config.base import Schema
 from elastic_export.config.fused_layer import FusedLayer
 from elastic_export.config.target import Precision
@@ -48,7 +49,7 @@ class _Measurement(Schema):
 class _KeptFit(Schema):
     """The file: what was measured, and the fit to it, which takes a while to find."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     identity: str
     day: str
     constants: _Constants
@@ -70,6 +71,12 @@ def learn(new: Sequence[Measurement], device: Device) -> DeviceFit:
         UserError: There is nothing to fit, what is kept is damaged, or the folder cannot be
             written.
     """
+    file = fit_file(device.identity)
+    with KeyLocks(file.parent, lambda name: None).hold(file.stem):
+        return _learn(new, device)
+
+
+def _learn(new: Sequence[Measurement], device: Device) -> DeviceFit:
     kept = _read(device.identity)
     before = () if kept is None else kept.measurements
     every = {(m.digest, m.precision): m for m in before}
@@ -133,10 +140,13 @@ def _read(identity: str) -> _KeptFit | None:
     if not path.is_file():
         return None
     try:
-        kept = _KeptFit.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
+        if b'"measurements"' not in text and json.loads(text).get("schema_version") == 1:
+            return None  # of a version that kept constants alone, which later fits cannot build on
+        kept = _KeptFit.model_validate_json(text)
         if kept.identity != identity:
             raise ValueError(f"it is of {kept.identity}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"The fit {path} cannot be read ({str(error).splitlines()[0]}).",
             "Delete it; the estimate then uses the constants of the device's class.",

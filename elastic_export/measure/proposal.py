@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from elastic_export.config.target import Software, Target
 from elastic_export.config.target_files import all_targets, find_target
 from elastic_export.config.targets import plain_mode
+from elastic_export.measure.board_device import identify
 from elastic_export.measure.board_match import Wanted, fits_release
 
 __all__ = ["Proposal", "propose"]
-
-_NOISE = {"nvidia", "geforce", "jetson", "tesla", "quadro", "module", "of", "gpu", "the"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def propose(board: dict[str, Any]) -> Proposal:
         For an Orin Nano with JetPack 6.2 in mode 15W the identity ``orin-nano-8gb@jp6.2:15W``.
     """
     known = [find_target(name) for name in all_targets()]
-    target = _by_part(board, known) or _by_name(board, known)
+    target = identify(board, known)
     if target is None:
         return Proposal(
             None,
@@ -70,49 +68,6 @@ def propose(board: dict[str, Any]) -> Proposal:
         notes.append(f"The profile does not know the power mode {board['power_mode']}.")
     suffix = f":{mode}" if mode else ""
     return Proposal(f"{target.name}@{software.name}{suffix}", tuple(notes), {})
-
-
-def _by_part(board: dict[str, Any], known: Iterable[Target]) -> Target | None:
-    """Find the module by its part number, ``p3767-0003``, or the number of its family alone."""
-    part = str(board.get("part") or "")
-    for wanted in (part, part.partition("-")[0]):
-        found = [target for target in known if wanted and wanted in target.aliases]
-        if len(found) == 1:
-            return found[0]
-    return None
-
-
-def _by_name(board: dict[str, Any], known: Iterable[Target]) -> Target | None:
-    """Find a card by what its driver calls it; every word of the profile's title must be said."""
-    said = _words(str(board.get("model") or ""))
-    memory = board.get("memory_mb") if board.get("part") else None
-    best: list[tuple[int, Target]] = []
-    for target in known:
-        title = _words(target.title.partition("(")[0])
-        chip = title[0] if target.kind != "host" and title else ""
-        if chip and chip in said:
-            best.append((len(set(title) & set(said)), target))
-    if not best or memory:
-        return None
-    top = max(score for score, _ in best)
-    found = [target for score, target in best if score == top]
-    return found[0] if len(found) == 1 else None
-
-
-def _words(text: str) -> list[str]:
-    """``NVIDIA A100-SXM4-80GB`` and ``NVIDIA A100, SXM4, 80 GB`` give ``a100 sxm4 80gb``."""
-    plain = re.sub(r"(\d+)\s*GB", r"\1gb", text)
-    words = [word.lower() for word in re.findall(r"[A-Za-z0-9]+", plain)]
-    # "RTX 3090" is one name: the number tells the chip.
-    joined, index = [], 0
-    while index < len(words):
-        if words[index] == "rtx" and index + 1 < len(words):
-            joined.append("rtx" + words[index + 1])
-            index += 2
-        else:
-            joined.append(words[index])
-            index += 1
-    return [word for word in joined if word not in _NOISE]
 
 
 def _software(board: dict[str, Any], target: Target) -> Software | None:

@@ -206,7 +206,7 @@ def _is_running(board: Board, run: str) -> bool:
 
 def _follow(board: Board, run: str, poll_seconds: float, told: Told, stop: Event) -> None:
     """Pass on what the script says until it ends."""
-    seen = 0
+    seen, ended = 0, False
     while True:
         if stop.is_set():
             raise KeyboardInterrupt
@@ -222,9 +222,12 @@ def _follow(board: Board, run: str, poll_seconds: float, told: Told, stop: Event
         for line in complete.splitlines():
             _tell(line, told)
         seen += len(complete)
-        if code.strip() or "alive" not in alive:
+        if ended:
             return
-        time.sleep(poll_seconds)
+        # What was written while this look was under way is read by one more.
+        ended = bool(code.strip()) or "alive" not in alive
+        if not ended:
+            time.sleep(poll_seconds)
 
 
 def _tell(line: str, told: Told) -> None:

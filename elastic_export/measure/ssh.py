@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 
 from elastic_export.errors import UserError
@@ -52,6 +53,7 @@ class Board:
         config: Another configuration file than the user's.
         patience: Seconds to keep trying after a connection was lost.
         told: Called with a sentence when the connection is lost or back.
+        stop: Set by another thread to give up waiting, as an interrupt does.
 
     Raises:
         UserError: ``ssh`` or ``scp`` is missing, or the destination is no name of a machine.
@@ -64,6 +66,7 @@ class Board:
         config: Path | None = None,
         patience: float = 300.0,
         told: Callable[[str], None] = lambda text: None,
+        stop: Event | None = None,
     ) -> None:
         if not destination or destination.startswith("-") or any(c.isspace() for c in destination):
             raise UserError(
@@ -79,6 +82,7 @@ class Board:
         self.destination = destination
         self.patience = patience
         self._told = told
+        self._stop = stop or Event()
         self._reached = False
         # A socket's path may have some 100 characters at most, so not below a deep TMPDIR.
         self._sockets = Path(tempfile.mkdtemp(prefix="ee-ssh.", dir="/tmp"))
@@ -197,7 +201,8 @@ class Board:
                 self._told(f"{self.destination}: the connection is lost, trying again")
             lost = True
             self._forget()
-            time.sleep(min(wait, left))
+            if self._stop.wait(min(wait, left)):
+                raise KeyboardInterrupt
             wait = min(2 * wait, LONGEST_WAIT)
 
     def _finish(self, arguments: list[str], timeout: float, give: bytes) -> Answer:

@@ -14,6 +14,7 @@ from elastic_export.pipeline.result import NOT_BUILT
 
 __all__ = ["with_board"]
 
+_NO_FIGURE = {"wrong_logits", "other_runtime"}
 _RUNTIMES = {"trtexec": "TensorRT", "tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}
 
 
@@ -30,12 +31,13 @@ def with_board(
         one: The descendant.
         name: What its bundles are called in ``part``.
         target: Which of its bundles.
-        part: What ``boards.visited`` read.
+        part: What a visit left: ``board``, ``result``, ``chosen`` and ``notes``.
         settings: Batch size and threads.
 
     Returns:
         The descendant, and what went wrong with single models: a ``CheckFailed`` for logits that
-        differ, a ``UserError`` for what could not be measured.
+        differ, a ``UserError`` for what could not be measured. What computes something else, or ran
+        in another runtime, has no latency of the target.
     """
     prefix = f"{name}/"
     models = {
@@ -43,6 +45,9 @@ def with_board(
         for key, model in part["result"]["models"].items()
         if key.startswith(prefix)
     }
+    if not models:
+        what = f"Nothing of {one.name} for {target.identity} was measured on {part['board']}."
+        return one, [UserError(what, "Run the same command again with --fresh.")]
     bundles = tuple(
         _with_models(bundle, models, part, settings, name)
         if bundle.target == target.identity
@@ -64,11 +69,21 @@ def _with_models(
     settings: MeasureConfig,
     name: str,
 ) -> BundleResult:
-    timed = {p: model for p, model in models.items() if model.get("latency_ms")}
+    timed = {
+        p: model
+        for p, model in models.items()
+        if model.get("latency_ms") and not _NO_FIGURE & set(model["flags"])
+    }
     choice = part["chosen"].get(name, {})
-    notes = [note for note in bundle.notes if note != NOT_BUILT]
-    notes += [note for note in part["notes"] if note not in notes]
     board = part["result"]["board"]
+    engines = {p: report for p, model in models.items() if (report := _engine(model, board))}
+    notes = [note for note in bundle.notes if note != NOT_BUILT or not engines]
+    notes += [note for note in part["notes"] if note not in notes]
+    notes += [
+        f"{p} gives other logits on {part['board']} than here, so its latency is not shown."
+        for p, model in models.items()
+        if "wrong_logits" in model["flags"]
+    ]
     checks = {
         p: {**checks, "on_board": models[p]["accuracy"]}
         if models.get(p, {}).get("accuracy")
@@ -78,12 +93,9 @@ def _with_models(
     return bundle.model_copy(
         update={
             "latency": {p: _latency(p, m, part, settings) for p, m in timed.items()},
-            # What was measured needs no estimate.
-            "estimate": {p: one for p, one in bundle.estimate.items() if p not in timed},
             "chosen": choice.get("precision"),
             "chosen_because": choice.get("why", "Nothing could be compared on the board."),
-            "engines": bundle.engines
-            | {p: report for p, m in models.items() if (report := _engine(m, board))},
+            "engines": bundle.engines | engines,
             "checks": checks,
             "notes": tuple(notes),
         }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from elastic_export.artifacts.digest import sha256_file
 from elastic_export.artifacts.store import Artifact
 from elastic_export.config.recipe import BoardConfig, Recipe
 from elastic_export.config.result import DescendantResult
@@ -16,6 +17,7 @@ from elastic_export.config.targets import ResolvedTarget, load_target
 from elastic_export.errors import ElasticExportError, UserError
 from elastic_export.measure.board_match import Wanted, mismatches
 from elastic_export.measure.remote import VisitOptions
+from elastic_export.pipeline import bundling, remote
 from elastic_export.pipeline.board_results import with_board
 from elastic_export.pipeline.flow import Flow, PlanRow
 from elastic_export.pipeline.remote import bench_on, probe_board, together
@@ -103,10 +105,12 @@ def ask_boards(visits: Sequence[Visit], planned: Sequence[PlanRow], shop: Worksh
             )
 
 
-def plan_visits(flow: Flow, shop: Workshop, visits: Sequence[Visit], inputs: Inputs) -> None:
-    """Add the visits to the plan of a dry run."""
+def plan_visits(
+    flow: Flow, shop: Workshop, visits: Sequence[Visit], inputs: Inputs, names: Sequence[str]
+) -> None:
+    """Add the visits to the plan of a dry run; ``names`` are those of the descendants."""
     for visit in visits:
-        _measure(flow, shop, visit, inputs(visit.target))
+        _measure(flow, shop, visit, inputs(visit.target), names)
 
 
 def measure_on_boards(
@@ -134,10 +138,11 @@ def measure_on_boards(
     for visit in visits:
         by_board.setdefault(visit.board.board, []).append(visit)
     stop = threading.Event()
+    names = [one.name for one in descendants]
 
-    def work(board: str, progress: Progress) -> list[Artifact | UserError | None]:
+    def work(board: str, progress: Progress) -> list[dict[str, Any] | ElasticExportError | None]:
         """All visits of one board, one after the other."""
-        made: list[Artifact | UserError | None] = []
+        told: list[dict[str, Any] | ElasticExportError | None] = []
         for visit in by_board[board]:
             folders = [
                 out / bundle.folder
@@ -147,19 +152,21 @@ def measure_on_boards(
             ]
             try:
                 artifacts = inputs(visit.target)
-                made.append(_measure(flow, shop, visit, artifacts, folders, progress, stop))
-            except UserError as error:
-                made.append(error)
-        return made
+                made = _measure(flow, shop, visit, artifacts, names, folders, progress, stop)
+                told.append(None if made is None else _read(made))
+            except _IncompleteError as error:
+                told.append(error.part)
+            except ElasticExportError as error:
+                told.append(error)
+        return told
 
     done = together(list(by_board), work, shop.progress, stop) if visits else {}
     found, failures = list(descendants), list[ElasticExportError]()
-    for board, made in done.items():
-        for visit, measured in zip(by_board[board], made, strict=True):
-            if isinstance(measured, UserError):
-                failures.append(measured)
-            elif measured is not None:  # else the run was to end before
-                part = json.loads((measured.path / _RESULT).read_text())
+    for board, parts in done.items():
+        for visit, part in zip(by_board[board], parts, strict=True):
+            if isinstance(part, ElasticExportError):
+                failures.append(part)
+            elif part is not None:  # else the run was to end before
                 for index, one in enumerate(found):
                     name, settings = bundle_name(shop, one.name), shop.recipe.measure
                     found[index], wrong = with_board(one, name, visit.target, part, settings)
@@ -167,17 +174,36 @@ def measure_on_boards(
     return found, failures
 
 
+class _IncompleteError(Exception):
+    """Some models could not be measured: good for this report, and not to be kept."""
+
+    def __init__(self, part: dict[str, Any]) -> None:
+        super().__init__("not all models were measured")
+        self.part = part
+
+
+def _read(measured: Artifact) -> dict[str, Any]:
+    """What a visit left: ``board``, ``result``, ``chosen`` and ``notes``."""
+    return dict(json.loads((measured.path / _RESULT).read_text()))
+
+
 def _measure(
     flow: Flow,
     shop: Workshop,
     visit: Visit,
     inputs: Sequence[Artifact | None],
+    names: Sequence[str],
     folders: Sequence[Path] = (),
     progress: Progress = no_progress,
     stop: threading.Event | None = None,
 ) -> Artifact | None:
-    """The stage of one board; it leaves ``board``, ``result``, ``chosen`` and ``notes``."""
-    board, settings = visit.board, shop.recipe.measure
+    """The stage of one board.
+
+    Raises:
+        _IncompleteError: A model failed there. What is wrong may be mended (a full disk), so the
+            next run has to go there again; the board keeps what is finished.
+    """
+    board, settings, target = visit.board, shop.recipe.measure, visit.target
 
     def make(folder: Path, work: Path) -> dict[str, Any]:
         options = VisitOptions(
@@ -199,14 +225,20 @@ def _measure(
             progress=progress,
             stop=stop,
         )
-        part = visited["boards"][board.board]
-        if "error" in part:
-            raise UserError(part["error"]["what"], part["error"]["fix"])
-        (folder / _RESULT).write_text(json.dumps(part | {"board": board.board}, indent=1))
+        told = visited["boards"][board.board]
+        if "error" in told:
+            raise UserError(told["error"]["what"], told["error"]["fix"])
+        part = {name: told[name] for name in ("result", "chosen", "notes")} | {"board": board.board}
+        if any(model.get("error") for model in part["result"]["models"].values()):
+            raise _IncompleteError(part)
+        (folder / _RESULT).write_text(json.dumps(part, indent=1))
         return {"models": len(part["result"]["models"])}
 
     config = {
-        "target": visit.target.identity,
+        # What the bundles are made of beside the inputs, and by which code.
+        "target": [target.identity, target.target, target.software],
+        "names": [bundle_name(shop, name) for name in names],
+        "code": [sha256_file(Path(module.__file__ or "")) for module in (bundling, remote)],
         "board": board.board,
         "seconds": board.seconds,
         "pin_clocks": board.pin_clocks,

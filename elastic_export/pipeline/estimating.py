@@ -15,7 +15,7 @@ from elastic_export.config.targets import ResolvedTarget, load_target
 from elastic_export.engine.bundle import Bundle, load_bundle
 from elastic_export.errors import ElasticExportError, UserError
 from elastic_export.export.fused_layers import fused_layers, quantized_nodes
-from elastic_export.measure.board_match import Wanted, fits_release, mismatches
+from elastic_export.measure.board_match import Wanted, is_surely, mismatches
 from elastic_export.measure.device_fit import DeviceFit, Measurement
 from elastic_export.measure.estimate import Basis, estimate
 from elastic_export.measure.kept_fits import fitted_basis, learn
@@ -153,9 +153,9 @@ def fit_board(results: Sequence[Path], bundles: Sequence[Path], target: str) -> 
 def learn_from(document: Mapping[str, Any], bundles: Sequence[Bundle]) -> list[str]:
     """Fit the estimates of targets to what a board has just measured of their bundles.
 
-    What says nothing of a target is passed over: another mode or release than its own (or one
-    that the board does not tell), ONNX Runtime, figures that did not settle, and targets that are
-    not estimated.
+    What says nothing of a target is passed over: another device, mode or release than its own (or
+    one that the board does not tell), ONNX Runtime, figures that did not settle or are not those of
+    the network, and targets that are not estimated.
 
     Args:
         document: The result of the board's script.
@@ -170,7 +170,7 @@ def learn_from(document: Mapping[str, Any], bundles: Sequence[Bundle]) -> list[s
         try:
             resolved = load_target(identity)
             device = device_of(resolved)
-            sure = fits_release(document["board"], Wanted.of_target(resolved))
+            sure = is_surely(document["board"], Wanted.of_target(resolved))
             if not sure or _otherwise(document, resolved):
                 continue
             found = _measurements(document, mine, resolved)
@@ -246,7 +246,9 @@ def _as_quantized(
 
 def _counts(model: Mapping[str, Any]) -> bool:
     """Tell whether a measurement says something of the target as it is named."""
-    spoilt = {"throttled", "mode_changed"} & set(model.get("flags") or ())
+    spoilt = {"throttled", "mode_changed", "wrong_logits", "other_runtime"} & set(
+        model.get("flags") or ()
+    )
     return not model.get("error") and bool(model.get("settled")) and not spoilt
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from elastic_export.engine.bundle import Bundle, load_bundle
 from elastic_export.errors import ElasticExportError, UserError
 from elastic_export.measure.board_match import Wanted, mismatches
-from elastic_export.measure.compare import choose
+from elastic_export.measure.compare import choose_deployed
 from elastic_export.measure.protocol import Timing
 from elastic_export.measure.remote import Parcel, VisitOptions, probe, visit
 from elastic_export.measure.ssh import Board
@@ -22,7 +22,7 @@ __all__ = ["bench_on", "probe_board", "timing_of", "together"]
 
 T = TypeVar("T")
 
-_NEVER_CHOSEN = {"wrong_logits", "other_runtime"}
+_NEVER_CHOSEN = {"wrong_logits", "other_runtime", "throttled", "mode_changed"}
 """Marks of a figure that says nothing for deployment."""
 
 
@@ -59,7 +59,8 @@ def bench_on(
 
     Returns:
         ``boards``: destination to ``result`` (the script's document), ``chosen`` (bundle to the
-        precision to deploy there, and why) and ``notes``, or to ``error``. ``failed`` lists the
+        precision to deploy there, and why), ``notes`` and ``learned`` (what changed in later
+        estimates), or to ``error``. ``failed`` lists the
         boards that have no result. ``bundles``: name to ``target``, ``macs`` (of one image, as the
         target computes them) and ``top1`` by precision.
 
@@ -75,7 +76,9 @@ def bench_on(
 
     def one(destination: str, shown: Progress) -> dict[str, Any]:
         told = _Told(shown)
-        with Board(destination, config=ssh_config, patience=patience, told=told.note) as board:
+        with Board(
+            destination, config=ssh_config, patience=patience, told=told.note, stop=stop
+        ) as board:
             try:
                 result = visit(board, parcels, options, told.listen, stop)
             except ElasticExportError as error:
@@ -84,14 +87,14 @@ def bench_on(
                 told.close()
         return {
             "result": result,
-            "chosen": _choices(result, [parcel.name for parcel in parcels]),
+            "chosen": _choices(result, bundles),
             "notes": [*told.notes, *_mismatches(bundles, result["board"])],
         }
 
     found = together(destinations, one, progress, stop)
     for part in found.values():
         if "result" in part:
-            part["notes"] += learn_from(part["result"], bundles)
+            part["learned"] = learn_from(part["result"], bundles)
     failed = [name for name, part in found.items() if "error" in part]
     told = {
         bundle.manifest.name: {
@@ -145,10 +148,11 @@ def _all_different(names: list[str], things: str, what: str) -> None:
         )
 
 
-def _choices(result: dict[str, Any], names: list[str]) -> dict[str, dict[str, str]]:
+def _choices(result: dict[str, Any], bundles: Sequence[Bundle]) -> dict[str, dict[str, str]]:
     """Choose a precision for each bundle by what was measured there."""
     found = {}
-    for name in names:
+    for bundle in bundles:
+        name, gpu = bundle.manifest.name, bundle.manifest.runtime.name != "onnxruntime"
         timings = {
             key.rpartition("/")[2]: timing_of(model)
             for key, model in result["models"].items()
@@ -156,10 +160,8 @@ def _choices(result: dict[str, Any], names: list[str]) -> dict[str, dict[str, st
             and model.get("samples_ms")
             and not _NEVER_CHOSEN & set(model["flags"])
         }
-        baseline = next((p for p in ("fp16", "fp32") if p in timings), None)
-        # INT8 competes with FP16, which a GPU runs at no cost in accuracy.
-        if baseline is not None and len({len(t.sample_ms) for t in timings.values()}) == 1:
-            chosen, why = choose(timings, baseline=baseline)
+        chosen, why = choose_deployed(timings, gpu=gpu)
+        if chosen is not None:
             found[name] = {"precision": chosen, "why": why}
     return found
 

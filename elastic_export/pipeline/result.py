@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,14 @@ from elastic_export.pipeline.exporting import CHECKS, DENSE, LEAN, File, files_f
 from elastic_export.pipeline.measuring import accuracies, latencies, samples
 from elastic_export.pipeline.workshop import Workshop
 
-__all__ = ["NOT_BUILT", "Made", "bundle_name", "descendant_result", "target_notes"]
+__all__ = [
+    "NOT_BUILT",
+    "Made",
+    "bundle_name",
+    "descendant_result",
+    "target_notes",
+    "with_estimates",
+]
 
 NOT_BUILT = (
     "No engine was built: run on_device.py, or a build_engine script, of the bundle on the device."
@@ -88,6 +95,24 @@ def descendant_result(
             for target in targets
         ),
     )
+
+
+def with_estimates(
+    descendants: Sequence[DescendantResult], targets: Sequence[ResolvedTarget], out: Path
+) -> list[DescendantResult]:
+    """Estimate what was measured nowhere, once boards have taught what they could."""
+    by_identity = {target.identity: target for target in targets}
+
+    def estimated(bundle: BundleResult) -> BundleResult:
+        files = {p: out / bundle.folder / name for p, name in bundle.files.items()}
+        found = estimate_files(files, by_identity[bundle.target])
+        left = {p: one for p, one in found.items() if p not in bundle.latency}
+        return bundle.model_copy(update={"estimate": left})
+
+    return [
+        one.model_copy(update={"bundles": tuple(map(estimated, one.bundles))})
+        for one in descendants
+    ]
 
 
 def target_notes(
@@ -166,7 +191,6 @@ def _bundle(
         bytes={p: path.stat().st_size for p, path in content.paths.items()},
         accuracy=dict(content.accuracy),
         latency=speed,
-        estimate=estimate_files(content.paths, target),
         hardware_macs=cost.hardware_macs if target.target.sparse_2_4 else cost.macs,
         chosen=chosen,
         chosen_because=because,

@@ -39,10 +39,10 @@ from elastic_export.pipeline.exporting import (
     export,
     files_for,
 )
-from elastic_export.pipeline.flow import Flow, PlanRow
+from elastic_export.pipeline.flow import STAGES, Flow, PlanRow
 from elastic_export.pipeline.measuring import evaluate, measure
 from elastic_export.pipeline.quantizing import check_placement, quantize, weights_change
-from elastic_export.pipeline.result import Made, descendant_result
+from elastic_export.pipeline.result import Made, descendant_result, with_estimates
 from elastic_export.pipeline.workshop import Workshop
 from elastic_export.progress import Progress, no_progress
 from elastic_export.report.write import write_report
@@ -98,16 +98,17 @@ def build(
     with explained(out):
         # A folder that cannot be written is told now, not after the work.
         out.mkdir(parents=True, exist_ok=True)
-    if visits and only in (None, "measure"):
+    if visits and only in (None, STAGES[-1]):
         planned = [] if fresh else _planned(store, shop, targets, visits)
         ask_boards(visits, planned, shop)
     run = _run(flow, shop, targets, visits)
-    if run.supernet is None or not run.complete:
+    if run.supernet is None or not run.complete or only not in (None, STAGES[-1]):
         return Built(flow.rows)
     supernet = run.supernet
     descendants = [descendant_result(shop, one, targets, run.measured, out) for one in run.made]
     _remove_stale(out, {bundle.folder for one in descendants for bundle in one.bundles})
     descendants, failures = measure_on_boards(flow, shop, visits, run.inputs, descendants, out)
+    descendants = with_estimates(descendants, targets, out)
     result = BuildResult(
         name=recipe.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -137,7 +138,8 @@ def _planned(
     store: Store, shop: Workshop, targets: list[ResolvedTarget], visits: Sequence[Visit]
 ) -> list[PlanRow]:
     flow = Flow(store, dry=True)
-    plan_visits(flow, shop, visits, _run(flow, shop, targets, visits).inputs)
+    run = _run(flow, shop, targets, visits)
+    plan_visits(flow, shop, visits, run.inputs, [named.name for named in run.parts])
     return flow.rows
 
 

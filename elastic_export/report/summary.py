@@ -159,8 +159,6 @@ def _boards(result: BuildResult) -> list[str]:
         ]
         if ratios:
             text += f"; INT8 runs at {_range(ratios, _two_digits)} times the speed of FP16"
-        if any("wrong_logits" in line.marks for line in lines):
-            text += "; some files give OTHER LOGITS than here"
         found.append(f"{text}.")
     return found
 

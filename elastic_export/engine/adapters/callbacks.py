@@ -97,10 +97,11 @@ def make_monitor(trt: Any, progress: Progress, label: str, interrupt: Interrupt)
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._outermost: str | None = None
+            self._open = False
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if parent is None and self._outermost is None:
-                self._outermost = phase
+                self._outermost, self._open = phase, True
                 interrupt.attempt(lambda: progress.start(label, steps))
 
         def step_complete(self, phase: str, step: int) -> bool:
@@ -110,6 +111,12 @@ def make_monitor(trt: Any, progress: Progress, label: str, interrupt: Interrupt)
 
         def phase_finish(self, phase: str) -> None:
             if phase == self._outermost:
+                self.close()
+
+        def close(self) -> None:
+            """End the task, which a refused graph leaves open."""
+            if self._open:
+                self._open = False
                 interrupt.attempt(progress.finish)
 
     return Monitor()

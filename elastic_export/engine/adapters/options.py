@@ -12,6 +12,8 @@ from elastic_export.errors import UserError
 
 __all__ = ["BuildOptions", "check_options"]
 
+_SOONER = ("timing_cache", "timings_may_be_new", "sm")
+
 LEVELS = range(6)
 
 
@@ -33,6 +35,8 @@ class BuildOptions:
         level: Optimisation level, 0 (fast build) to 5; None leaves the builder's default.
         hardware: ``none``, ``ampere_plus`` or ``same_compute_capability``: where else it may run.
         timing_cache: File of kernel timings that builds share; made where there is none.
+        timings_may_be_new: Begin anew where that file is damaged or of another device or release,
+            instead of refusing it: nobody named it.
         sm: Compute capability times ten. TensorRT-RTX is told it; TensorRT builds for the GPU that
             is there and refuses another.
     """
@@ -47,6 +51,7 @@ class BuildOptions:
     level: int | None = None
     hardware: str = "none"
     timing_cache: Path | None = None
+    timings_may_be_new: bool = False
     sm: int | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +69,7 @@ class BuildOptions:
     def asked(self) -> dict[str, Any]:
         """What decides the engine, in plain values; a timing cache only makes it sooner."""
         plain = {**asdict(self), "pins": sorted(self.pins)}
-        return {name: value for name, value in plain.items() if name not in ("timing_cache", "sm")}
+        return {name: value for name, value in plain.items() if name not in _SOONER}
 
     @property
     def flags(self) -> tuple[str, ...]:

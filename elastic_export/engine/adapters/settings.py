@@ -46,10 +46,19 @@ def make_settings(
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{options.sm}"), 0)
     if options.timing_cache is not None:
-        cache = _read(config, options.timing_cache)
-        if not config.set_timing_cache(cache, False):
-            raise _foreign(options.timing_cache)
+        try:
+            _take_timings(config, options.timing_cache)
+        except UserError:
+            if not options.timings_may_be_new:
+                raise
+            options.timing_cache.unlink(missing_ok=True)
+            _take_timings(config, options.timing_cache)
     return config
+
+
+def _take_timings(config: Any, path: Path) -> None:
+    if not config.set_timing_cache(_read(config, path), False):
+        raise _foreign(path)
 
 
 def keep_timings(config: Any, path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from elastic_export.errors import UserError
+from elastic_export.artifacts.disk import explained
+from elastic_export.errors import CheckFailed, UserError
 
 __all__ = ["OrtRunner", "ProviderName", "TensorrtOptions", "session_options"]
 
@@ -135,9 +136,17 @@ class OrtRunner:
 
         Raises:
             UserError: shape or type of ``x`` is not what the graph takes.
+            CheckFailed: it fails while it runs.
         """
         self._check(x)
-        result: NDArray[Any] = self._session.run(self._outputs, {self._input.name: x})[0]
+        try:
+            result: NDArray[Any] = self._session.run(self._outputs, {self._input.name: x})[0]
+        except Exception as error:  # its errors share no base below Exception
+            raise CheckFailed(
+                f"{self.name} loads {self.path} and cannot run it: "
+                f"{str(error).splitlines()[0].removesuffix('.')}.",
+                "Export it again; on a GPU, check that its memory is free.",
+            ) from error
         return result
 
     def describe(self) -> dict[str, Any]:
@@ -170,7 +179,8 @@ class OrtRunner:
         told: list[Any] = list(wanted)
         if self._provider == "tensorrt":
             if self._options.cache is not None:
-                self._options.cache.mkdir(parents=True, exist_ok=True)
+                with explained(self._options.cache.parent):
+                    self._options.cache.mkdir(parents=True, exist_ok=True)
             told[0] = (wanted[0], self._options.to_provider())
         try:
             session = ort.InferenceSession(str(self.path), options, providers=told)

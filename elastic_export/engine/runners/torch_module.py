@@ -38,8 +38,8 @@ class TorchRunner:
             of semi-structured sparsity). Convolutions and other layers stay dense.
 
     Raises:
-        UserError: CUDA is asked for and not there, or sparse kernels where torch has none or the
-            module has no layer for them.
+        UserError: CUDA is asked for and not there or its memory is full, or sparse kernels where
+            torch has none or the module has no layer for them.
     """
 
     def __init__(
@@ -70,10 +70,16 @@ class TorchRunner:
         self._threads = threads
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         module = module.eval()
-        if device != "cpu" or precision == "half" or channels_last:
-            module = copy.deepcopy(module).to(self._device)
-            module = module.to(memory_format=self._format)
-        self._module = module.half() if precision == "half" else module
+        try:
+            if device != "cpu" or precision == "half" or channels_last:
+                module = copy.deepcopy(module).to(self._device)
+                module = module.to(memory_format=self._format)
+            self._module = module.half() if precision == "half" else module
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                "The GPU has not enough free memory for the module.",
+                "End what else runs on it, or measure fewer networks at once.",
+            ) from error
         self._sparse_layers = _use_sparse_kernels(self._module) if sparse else 0
 
     def run(self, x: NDArray[Any]) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from elastic_export.config.recipe import MeasureConfig
 from elastic_export.engine.builder import device_name, device_sm
+from elastic_export.measure.compare import choose_deployed
 from elastic_export.measure.machine import describe_machine
 from elastic_export.measure.protocol import Timing, measure_interleaved
 from elastic_export.pipeline.benching.candidates import (
@@ -20,7 +21,7 @@ from elastic_export.pipeline.benching.candidates import (
     engine_of,
     prepare,
 )
-from elastic_export.pipeline.benching.deployed import choice, why_not_here
+from elastic_export.pipeline.benching.deployed import why_not_here
 from elastic_export.pipeline.benching.names import RunnerName
 from elastic_export.pipeline.benching.runners import Settings
 from elastic_export.pipeline.subjects import Kind, Subject, labels, open_subject
@@ -134,7 +135,7 @@ def _choices(
     for label in dict.fromkeys(one.label for one in found if one.deployed):
         mine = [one for one in found if one.label == label and one.deployed]
         right = {one.precision: timings[one.key] for one in mine if WRONG not in one.marks}
-        precision, why = choice(right, gpu=mine[0].on_gpu)
+        precision, why = choose_deployed(right, gpu=mine[0].on_gpu)
         if precision is None:
             notes.append(f"{label}: no precision is chosen, because {why}")
         else:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import nn
 
+from elastic_export.artifacts.digest import sha256_file, sha256_json
 from elastic_export.engine.adapters.releases import TITLES, RuntimeName
 from elastic_export.engine.builder import BuildOptions, EngineBuilder, EngineReport
 from elastic_export.engine.bundle_options import options_for, weakly_typed
@@ -86,8 +87,13 @@ def _onnxruntime_tensorrt(subject: Subject, settings: Settings) -> dict[str, Mak
     def make(precision: str, path: Path) -> Made:
         allowed = {} if subject.bundle is None else weakly_typed(subject.bundle, precision)
         # The provider has no switch to build anew; without a cache it does, and keeps nothing.
-        kept = None if settings.fresh else folder_for(subject.path) / f"onnxruntime-{path.stem}"
-        options = TensorrtOptions(cache=kept, sparse=True, **allowed)
+        options = TensorrtOptions(sparse=True, **allowed)
+        if not settings.fresh:
+            # Its name for an engine does not depend on the weights (microsoft/onnxruntime issue
+            # 6455), so the folder's does.
+            made_of = sha256_json([sha256_file(path), options.to_provider(), path.name])[:16]
+            kept = folder_for(subject.path) / f"onnxruntime-{path.stem}-{made_of}"
+            options = replace(options, cache=kept)
         return Made(OrtRunner(path, threads=settings.threads, provider="tensorrt", options=options))
 
     return {precision: partial(make, precision, path) for precision, path in subject.models.items()}

@@ -18,9 +18,9 @@ from torch import nn
 
 from elastic_export.elastic import Descendant
 from elastic_export.engine.bundle import load_bundle, write_bundle
+from elastic_export.measure.compare import choose_deployed
 from elastic_export.measure.protocol import Timing
 from elastic_export.pipeline.benching import runners as table
-from elastic_export.pipeline.benching.deployed import choice
 from elastic_export.pipeline.benching.names import RUNNERS, RunnerName
 from elastic_export.pipeline.subjects import Subject
 from elastic_export.progress import no_progress
@@ -175,6 +175,27 @@ def test_same_names_are_told_apart(bundle_for: BundleFor, tmp_path: Path) -> Non
     assert "given twice" in refused(copy, f"{copy}/")
 
 
+def test_one_that_fails_while_it_runs_leaves_the_others(run, tmp_path: Path) -> None:
+    """It loads, and its Reshape cannot be done."""
+    good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
+    network(good)
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x0", "shape"], ["logits"])],
+        "bad",
+        [value("x0", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [value("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([7, 5]), "shape")],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(bad))
+    told = bench(good, bad, code=3)
+    assert [one["model"] for one in told["models"]] == ["good.onnx"]
+    (left,) = told["left_out"]
+    assert left["model"] == "bad.onnx"
+    assert "and cannot run it" in left["what"]
+
+
 def test_inputs_that_are_nothing(run, bundle_for: BundleFor, tmp_path: Path) -> None:
     (tmp_path / "net.pth").write_bytes(b"x")
     (tmp_path / "junk.onnx").write_bytes(b"\x01junk")
@@ -218,10 +239,12 @@ def test_the_baseline_is_fp16_on_a_gpu_and_fp32_on_the_cpu() -> None:
         return Timing(ms, ms, ms, 0.0, 10, 10, True, (ms,) * 10)
 
     all_three = {"fp32": timing(3.0), "fp16": timing(1.0), "int8": timing(1.01)}
-    assert choice(all_three, gpu=True)[0] == "fp16"
-    assert choice(all_three, gpu=False)[0] == "fp16"  # faster than the baseline, which is FP32
+    assert choose_deployed(all_three, gpu=True)[0] == "fp16"
+    assert (
+        choose_deployed(all_three, gpu=False)[0] == "fp16"
+    )  # faster than the baseline, which is FP32
     faster = {**all_three, "int8": timing(0.5)}
-    assert choice(faster, gpu=True)[0] == "int8"
-    assert "speed of fp16" in choice(faster, gpu=True)[1]
-    assert "speed of fp32" in choice(faster, gpu=False)[1]
-    assert choice({"int8": timing(1.0)}, gpu=True)[0] is None
+    assert choose_deployed(faster, gpu=True)[0] == "int8"
+    assert "speed of fp16" in choose_deployed(faster, gpu=True)[1]
+    assert "speed of fp32" in choose_deployed(faster, gpu=False)[1]
+    assert choose_deployed({"int8": timing(1.0)}, gpu=True)[0] is None

@@ -34,6 +34,7 @@ def found(**models: dict[str, Any]) -> dict[str, Any]:
                 },
                 "chosen": {"net": {"precision": "int8", "why": "it is faster."}},
                 "notes": ["A note."],
+                "learned": ["Estimates changed."],
             },
             "away": {"error": {"what": "It cannot be reached.", "fix": "Try by hand."}},
         },
@@ -63,6 +64,7 @@ def test_latency_stands_beside_macs_accuracy_and_sparse_layers() -> None:
         assert cell in row, cell
     assert "net: take int8, it is faster." in shown
     assert "Note: A note." in shown
+    assert "Note: Estimates changed." in shown
 
 
 def test_columns_that_nobody_has_are_left_out() -> None:

@@ -31,13 +31,13 @@ from tests.unit.engine.stand_ins import importable, plan_of
 
 BundleFor = Callable[[str], Path]
 Install = Callable[[str], None]
-JP62, JP51 = "orin-nano-8gb@jp6.2", "orin-nano-8gb@jp5.1"
+JP62, JP51, DLA = "orin-nano-8gb@jp6.2", "orin-nano-8gb@jp5.1", "agx-orin-64gb+dla1@jp6.2"
 
 
 @pytest.fixture
 def install(bundle_for: BundleFor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Let this machine have the GPU of an Orin and the stand-in of one TensorRT release."""
-    for target in (JP62, JP51):
+    for target in (JP62, JP51, DLA):
         bundle_for(target)  # exported while torch still sees the machine as it is
 
     def _install(version: str, sm: tuple[int, int] = (8, 7)) -> None:
@@ -84,6 +84,35 @@ def test_a_bundle_runs_on_its_own_runtime(install: Install, bundle: BundleFor) -
     compiled = call("compile", folder)
     assert all(engine["reused"] for engine in compiled["engines"])
     assert list(folder.with_name("bundle.engine").glob("timing.trt10.3.0.Stand-in-GPU.cache"))
+
+
+def test_a_bundle_for_a_dla_is_built_and_loaded_for_its_core(
+    install: Install, bundle: BundleFor
+) -> None:
+    install("10.3.0")
+    told = call("bench", bundle(DLA))
+    (one,) = told["models"]
+    assert (one["precision"], one["deployed"], one["marks"]) == ("fp16", True, [])
+    plan = plan_of(Path(one["engine"]["file"]))
+    assert (plan["device"], plan["dla"]) == ("DLA", 1)
+    assert {"FP16", "GPU_FALLBACK"} <= set(plan["flags"])
+
+
+def test_timings_that_nobody_named_begin_anew_where_they_are_damaged(
+    install: Install, bundle: BundleFor
+) -> None:
+    install("10.3.0")
+    folder = bundle(JP62)
+    call("compile", folder, "--precision", "fp16")
+    (timings,) = folder.with_name("bundle.engine").glob("timing.*.cache")
+    kept = timings.read_bytes()
+    timings.write_bytes(b"junk")
+    call("compile", folder, "--precision", "fp16", "--fresh")
+    assert timings.read_bytes() == kept
+    timings.write_bytes(b"junk")
+    error = call("compile", folder, "--fresh", "--timing-cache", timings, code=1)["error"]
+    assert "is damaged" in error["what"]
+    assert timings.read_bytes() == b"junk"
 
 
 def test_options_come_from_the_plan_of_the_release(install: Install, bundle: BundleFor) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from elastic_export.config.target_files import find_target
 from elastic_export.config.targets import load_target
-from elastic_export.measure.board_match import Wanted, fits_release, mismatches
+from elastic_export.measure.board_device import fits_device
+from elastic_export.measure.board_match import Wanted, fits_release, is_surely, mismatches
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,7 @@ def test_elsewhere_it_is_the_release_of_tensorrt(
 def test_what_differs_is_named() -> None:
     wanted = Wanted.of_target(load_target("agx-orin-64gb@jp6.2:30W"))
     assert wanted == Wanted.of_identity("agx-orin-64gb@jp6.2:MODE_30W", "tensorrt", "10.3")
+    assert Wanted.of_identity("mine@jp6.2", "tensorrt", "10.3").device is None
     assert mismatches({"jetpack": "6.2.1", "power_mode": "30W"}, wanted) == []
     assert mismatches({"jetpack": "5.1.2", "power_mode": "MAXN"}, wanted) == [
         "JetPack 5.1.2",
@@ -62,3 +65,43 @@ def test_what_differs_is_named() -> None:
     assert mismatches({"tensorrt": "10.3.0"}, Wanted("trt11.1", "tensorrt", "11.1")) == [
         "TensorRT 10.3.0"
     ]
+
+
+@pytest.mark.parametrize(
+    ("board", "name", "fits"),
+    [
+        ({"part": "p3767-0003"}, "orin-nano-8gb", True),
+        ({"part": "p3767-0005"}, "orin-nano-8gb", True),
+        ({"part": "p3767-0004"}, "orin-nano-8gb", False),
+        ({"part": "p3701-0005"}, "orin-nano-8gb", False),
+        ({"part": "p3448-0002"}, "jetson-nano", True),  # a family number is enough there
+        ({"part": None, "model": "NVIDIA Jetson Orin Nano"}, "orin-nano-8gb", None),
+        ({"model": "NVIDIA A10", "compute_capability": "8.6"}, "a10", True),
+        ({"model": "NVIDIA GeForce RTX 3090", "compute_capability": "8.6"}, "a10", False),
+        ({"model": "NVIDIA A10", "compute_capability": "8.0"}, "a10", False),
+        ({"model": "NVIDIA A100-SXM4-80GB", "compute_capability": "8.0"}, "a100-sxm-80gb", True),
+        ({"model": "NVIDIA A100-SXM4-80GB", "compute_capability": "8.0"}, "a100-sxm-40gb", False),
+        ({"model": None}, "a10", None),
+        ({"model": "x86_64"}, "host-cpu", None),
+    ],
+)
+def test_the_device_itself_is_compared(board: dict[str, Any], name: str, fits: bool | None) -> None:
+    assert fits_device(board, find_target(name)) is fits
+
+
+def test_a_profile_of_ones_own_for_a_known_card_fits_it() -> None:
+    own = find_target("a10").model_copy(update={"name": "our-a10"})
+    assert fits_device({"model": "NVIDIA A10", "compute_capability": "8.6"}, own) is True
+    assert fits_device({"model": "NVIDIA A40", "compute_capability": "8.6"}, own) is False
+
+
+def test_a_board_is_surely_a_target_only_where_it_tells_all() -> None:
+    wanted = Wanted.of_target(load_target("orin-nano-8gb@jp6.2:15W"))
+    told = {"part": "p3767-0003", "jetpack": "6.2", "power_mode": "15W", "model": "Orin Nano"}
+    assert is_surely(told, wanted)
+    for missing in ("part", "jetpack", "power_mode"):
+        assert not is_surely(told | {missing: None}, wanted)
+        assert mismatches(told | {missing: None}, wanted) == []
+    other = told | {"part": "p3701-0005", "model": "NVIDIA Jetson AGX Orin"}
+    assert mismatches(other, wanted) == ["another device (NVIDIA Jetson AGX Orin, p3701-0005)"]
+    assert not is_surely(other, wanted)

@@ -265,7 +265,22 @@ def test_measurements_add_up_and_a_file_counts_once(monkeypatch: pytest.MonkeyPa
     assert len(load_fit(ORIN).models) == 3
 
 
-@pytest.mark.parametrize("text", ["{", '{"schema_version": 1}', "[]", '{"schema_version": 2}'])
+def test_a_fit_that_kept_constants_alone_is_passed_over() -> None:
+    fit_file(ORIN).parent.mkdir(parents=True)
+    fit_file(ORIN).write_text('{"schema_version": 1, "constants": {}}')
+    assert load_fit(ORIN) is None
+    assert len(learn(named(board(device(), TRUTH)), device()).models) == 10
+
+
+def test_precisions_of_one_network_are_no_three_networks() -> None:
+    here = device()
+    three = [replace(one, name=f"net/{n}") for n, one in enumerate(board(here, TRUTH)[:3])]
+    assert fit(three, here).basis.high == pytest.approx(1.3)
+    other = [replace(one, name=f"net{n}/fp16") for n, one in enumerate(three)]
+    assert fit(other, here).basis.high < 1.3
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema_version": 3}', "[]", '{"schema_version": 2}'])
 def test_a_damaged_fit_is_named(text: str) -> None:
     fit_file(ORIN).parent.mkdir(parents=True)
     fit_file(ORIN).write_text(text)

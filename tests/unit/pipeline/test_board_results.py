@@ -87,9 +87,16 @@ def test_energy_with_idle_says_so() -> None:
 
 
 def test_another_runtime_makes_no_engine() -> None:
-    one, _ = told(int8=model(runtime="onnxruntime", built={"seconds": 0.1}))
-    assert one.bundles[0].engines == {}
-    assert one.bundles[0].latency["int8"].runner == "ONNX Runtime"
+    other = model(runtime="onnxruntime", built={"seconds": 0.1}, flags=["other_runtime"])
+    orin = told(int8=other)[0].bundles[0]
+    assert (orin.engines, orin.latency) == ({}, {})
+    assert NOT_BUILT in orin.notes
+
+
+def test_a_visit_that_knows_nothing_of_a_descendant_is_an_error() -> None:
+    one, (error,) = told()
+    assert "Nothing of d1 for orin-nano-8gb@jp6.2:15W was measured" in str(error)
+    assert one == descendant()
 
 
 def test_logits_that_differ_fail_a_check() -> None:
@@ -98,7 +105,11 @@ def test_logits_that_differ_fail_a_check() -> None:
     assert isinstance(error, CheckFailed)
     assert "int8 of d1 for orin-nano-8gb@jp6.2:15W gives other logits than here" in error.what
     assert "0.4" in error.what
-    assert one.bundles[0].latency["int8"].marks == ("wrong_logits",)
+    orin = one.bundles[0]
+    # A network that computes something else has no latency, and the reader is told.
+    assert set(orin.latency) == {"fp16"}
+    assert any("int8 gives other logits on user@orin" in note for note in orin.notes)
+    assert orin.checks["int8"]["on_board"] == bad
 
 
 def test_a_model_that_failed_is_an_error_and_no_figure() -> None:

@@ -73,7 +73,7 @@ def result(path: Path, folders: list[Path], ms: float, **board: str | None) -> P
             **{"file": model.name, "sha256": sha256_file(model), "error": None},
             **{"latency_ms": figures, "gpu_compute_ms": figures, "settled": True},
         }
-    told = {"power_mode": "15W", "jetpack": "6.2", **board}
+    told = {"power_mode": "15W", "jetpack": "6.2", "part": "p3767-0003", **board}
     path.write_text(json.dumps({"schema_version": 1, "board": told, "models": models}))
     return path
 
@@ -131,6 +131,10 @@ def test_a_visit_teaches_the_estimate_by_itself(tmp_path: Path) -> None:
         ({"jetpack": "5.1"}, {}),
         ({"jetpack": None}, {}),  # the board does not say what it is
         ({"power_mode": "25W"}, {}),
+        ({"power_mode": None}, {}),
+        ({"part": "p3701-0005"}, {}),  # an AGX Orin
+        ({"part": None}, {}),
+        ({}, {"flags": ["wrong_logits"]}),
         ({}, {"runtime": "onnxruntime"}),
         ({}, {"settled": False}),
         ({}, {"flags": ["throttled"]}),
