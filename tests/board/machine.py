@@ -34,7 +34,7 @@ class Board:
             **os.environ,
             "PATH": f"{self.bin}:/usr/bin:/bin",
             "OMP_NUM_THREADS": "1",
-            # Boards in other tests are other machines, whose clocks have other locks.
+            # Boards in other tests are other machines: one measurement at a time on each.
             "TMPDIR": str(tmp_path),
         }
 

@@ -51,7 +51,7 @@ class Server:
         self.bin.mkdir()
         enter.write_text(
             f'#!/bin/sh\ncd "{self.home}" || exit 1\nexport HOME="{self.home}"\n'
-            f'export PATH="{self.bin}:$PATH"\n. "{self.environment}"\n'
+            f'export PATH="{self.bin}:$PATH" TMPDIR="{folder}"\n. "{self.environment}"\n'
             'exec sh -c "$SSH_ORIGINAL_COMMAND"\n'
         )
         enter.chmod(0o755)

@@ -4,8 +4,8 @@ Jetson: ``jetson_clocks`` locks to the maximum of the *current* power mode; ``--
 was before and ``--restore`` brings it back. Other NVIDIA GPUs: ``nvidia-smi -lgc``. Both need root,
 and without it the measurement goes on, marked as unpinned.
 
-A second run waits for the first one's end: it would store clocks that are pinned, and "restore"
-them for good.
+One run at a time pins them (``main`` sees to that): a second one would store clocks that are pinned
+already, and "restore" them for good.
 """
 
 import contextlib
@@ -15,11 +15,9 @@ import tempfile
 from typing import Any, Iterator, List, Optional
 
 from elastic_export.measure.board.identity import can_sudo, smi_command
-from elastic_export.measure.board.shell import FileLock, Teller, find_program, run
+from elastic_export.measure.board.shell import Teller, find_program, run
 
 __all__ = ["PinnedClocks"]
-
-LOCK = "elastic-export.clocks.lock"
 
 
 class PinnedClocks:
@@ -31,7 +29,6 @@ class PinnedClocks:
         self._teller = teller
         self._undo: List[List[str]] = []
         self._store: Optional[str] = None
-        self._lock: Optional[FileLock] = None
 
     def __enter__(self) -> "PinnedClocks":
         if not self.why_not:
@@ -47,9 +44,6 @@ class PinnedClocks:
     def __exit__(self, *_: Any) -> None:
         with _uninterrupted():
             self._restore()
-        if self._lock is not None:
-            self._lock.__exit__()
-        self._lock = None
 
     def _pin(self) -> None:
         jetson = find_program("jetson_clocks", "/usr/bin/jetson_clocks")
@@ -60,10 +54,6 @@ class PinnedClocks:
         if not can_sudo():
             self.why_not = "that needs root, and sudo asks for a password"
             return
-        waiting = "another measurement runs here; this one begins when that has ended"
-        path = os.path.join(tempfile.gettempdir(), LOCK)
-        self._lock = FileLock(path, self._teller, waiting)
-        self._lock.__enter__()
         if jetson is not None:
             self._pin_jetson(jetson)
         elif desktop is not None:

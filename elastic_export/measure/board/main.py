@@ -1,11 +1,13 @@
 """The command line of the script on the board."""
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -21,7 +23,7 @@ from elastic_export.measure.board.session import (
     prepare,
     report_layers,
 )
-from elastic_export.measure.board.shell import Cannot, Teller, find_program, write_json
+from elastic_export.measure.board.shell import Cannot, FileLock, Teller, find_program, write_json
 from elastic_export.measure.board.tensorrt_build import BUILD, build_with_module
 from elastic_export.measure.board.tensorrt_module import MODULE_MISSING, TensorrtModuleRunner
 from elastic_export.measure.board.trtexec import TrtexecRunner, release_for
@@ -29,10 +31,12 @@ from elastic_export.measure.board.watch import Watch
 
 __all__ = ["main"]
 
+LOCK = "elastic-export.measure.lock"
+"""Of the whole machine: a second run's builders and timings would be measured along with these."""
 SCHEMA_VERSION = 2
 """1: the energy of trtexec's runs held what came after the inferences; one name for all rails."""
 BOARD_SAME = ("model", "power_mode", "tensorrt", "python")
-HOW = ("rounds", "seconds", "warmup_ms", "threads", "runtime", "no_clocks")
+HOW = ("rounds", "seconds", "warmup_ms", "threads", "runtime", "no_clocks", "no_power")
 """Options that decide what a figure means; a result of others is measured again."""
 
 
@@ -104,7 +108,9 @@ def _measure(chosen: Any, teller: Teller) -> int:
     }
     write_json(chosen.out, state)
     if candidates:
-        _measure_all(candidates, chosen, state, teller)
+        waiting = "another measurement runs here; this one begins when that has ended"
+        with FileLock(os.path.join(tempfile.gettempdir(), LOCK), teller, waiting):
+            _measure_all(candidates, chosen, state, teller)
     state["complete"] = all(one.usable for one in candidates)
     write_json(chosen.out, state)
     failed = sum(not one.usable for one in candidates)
@@ -120,21 +126,22 @@ def _measure_all(
 
     What is measured again keeps its old figures there until it has all the new ones.
     """
-    power, before = PowerMeter(not chosen.no_power), state["models"]
+    power, before = PowerMeter(not chosen.no_power), dict(state["models"])
     idle: Optional[float] = None
 
     def keep() -> None:
-        found = {
-            one.name: one.result(power, idle)
-            for one in candidates
-            if one.name not in before or not one.usable or len(one.samples) >= chosen.rounds
-        }
-        state["models"] = dict(before, **found)
+        for one in candidates:
+            whole = len(one.samples) >= chosen.rounds
+            if whole or not one.usable or one.name not in before:
+                state["models"][one.name] = one.result(power, idle)
+            if whole:
+                # A second attempt has to be whole as well to take its place.
+                before[one.name] = state["models"][one.name]
         write_json(chosen.out, state)
 
     prepare(candidates, teller)
     keep()
-    if not any(one.usable for one in candidates):
+    if not before and not any(one.usable for one in candidates):
         first = candidates[0].found["error"]
         raise Cannot(first["what"], first["remedy"])
     check_accuracy(candidates, teller)
@@ -223,10 +230,19 @@ def _runner(
                 "trtexec was not found.",
                 "Install TensorRT (JetPack brings it), or give its path with --trtexec.",
             )
-        made_by = "-".join(part for part in (version, board["power_mode"]) if part)
+        made_by = "-".join(part for part in (version, _here(board)) if part)
         return TrtexecRunner(trtexec, onnx, digest, release, made_by, folder, teller)
-    mode = board["power_mode"]
-    return TensorrtModuleRunner(onnx, digest, release, shapes, mode, folder, teller)
+    return TensorrtModuleRunner(onnx, digest, release, shapes, _here(board), folder, teller)
+
+
+def _here(board: Dict[str, Any]) -> str:
+    """Name what an engine's kernels were chosen on, beside the software: the GPU and its mode.
+
+    Boards may share a home folder, and one machine may have several cards.
+    """
+    device = [board["model"], board["part"], board["compute_capability"]]
+    short = hashlib.sha256(json.dumps(device).encode()).hexdigest()[:6]
+    return "-".join(part for part in (board["power_mode"], short) if part)
 
 
 def _best_runtime(bundle: BoardBundle, trtexec: Optional[str]) -> str:

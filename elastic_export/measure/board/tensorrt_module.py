@@ -38,7 +38,7 @@ class TensorrtModuleRunner:
         digest: SHA-256 of the model; the engine's file is named by it.
         release: What ``release_for`` chose; its ``api`` says what the builder may use.
         shapes: ``input`` and ``logits`` to their static shapes.
-        mode: The power mode: an engine holds kernels that were chosen at its clocks.
+        here: The GPU and its power mode: an engine holds kernels that were chosen there.
         folder: Where engine, timing cache and logs go.
         teller: Told of retries, and of layers that cannot be reported.
     """
@@ -51,7 +51,7 @@ class TensorrtModuleRunner:
         digest: str,
         release: Dict[str, Any],
         shapes: Dict[str, List[int]],
-        mode: Optional[str],
+        here: str,
         folder: str,
         teller: Teller,
     ) -> None:
@@ -59,7 +59,7 @@ class TensorrtModuleRunner:
         self.digest = digest
         self.release = release
         self.shapes = shapes
-        self.mode = mode
+        self.here = here
         self.folder = folder
         self.teller = teller
         self._place: Optional[EngineFile] = None
@@ -83,7 +83,7 @@ class TensorrtModuleRunner:
             raise Cannot("{} ({})".format(MODULE_MISSING[0], error), MODULE_MISSING[1])
         self._trt = trt
         self._cuda = load_cuda()
-        made_by = "-".join(part for part in (str(trt.__version__), self.mode) if part)
+        made_by = "-".join(part for part in (str(trt.__version__), self.here) if part)
         how = hashlib.sha256(json.dumps(self.release["api"], sort_keys=True).encode()).hexdigest()
         name = "{}-{}.trt{}.module".format(self.digest[:16], how[:8], made_by)
         place = self._place = EngineFile(self.folder, name, made_by)

@@ -63,8 +63,8 @@ class TrtexecRunner:
         onnx: The model.
         digest: SHA-256 of the model; the engine's file is named by it.
         release: What ``release_for`` chose.
-        made_by: TensorRT's version and the power mode, in the engine's name too: an engine holds
-            kernels that were chosen at one mode's clocks, for one release alone.
+        made_by: TensorRT's version, the GPU and the power mode, in the engine's name too: an engine
+            holds kernels that were chosen on one GPU at one mode's clocks, for one release alone.
         folder: Where engine, timing cache and logs go.
         teller: Told of retries.
     """

@@ -34,7 +34,8 @@ def test_an_interrupt_restores_the_clocks(
     board = Board(tmp_path)
     log = jetson(board)
     process = board.start("--seconds=60", "--precision=fp32", *options)
-    wait_for(lambda: has(log, "--store"))
+    # Stored and pinned: the call that pins has no arguments, and before it nothing is to restore.
+    wait_for(lambda: has(log, "--store") and len(log.read_text().splitlines()) > 1)
     process.send_signal(kind)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
@@ -130,13 +131,15 @@ def test_an_interrupted_fresh_run_keeps_the_old_figures(tmp_path: Path) -> None:
     assert board.result["models"] != before
 
 
-def test_two_runs_build_one_engine(tmp_path: Path) -> None:
+def test_two_boards_that_share_a_folder_build_one_engine(tmp_path: Path) -> None:
     board = Board(tmp_path, "tensorrt")
     board.install_trtexec("10.3.0", STAND_IN_BUILDING="1.5")
     outs = [tmp_path / "a.json", tmp_path / "b.json"]
     runs = []
     for out in outs:
         board.out = out
+        board.environment["TMPDIR"] = str(tmp_path / out.stem)
+        (tmp_path / out.stem).mkdir()
         runs.append(board.start("--no-clocks", "--rounds=1", "--no-profile", "--precision=int8"))
     told = [run.communicate(timeout=60)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], told
@@ -144,12 +147,12 @@ def test_two_runs_build_one_engine(tmp_path: Path) -> None:
     models = [json.loads(out.read_text())["models"]["tiny/int8"] for out in outs]
     assert sorted(model["built"]["reused"] for model in models) == [False, True]
     assert all(model["accuracy"]["ok"] for model in models)
-    (timings,) = tmp_path.glob("bundle.engine/timing.trt10.3.0.cache")
+    (timings,) = tmp_path.glob("bundle.engine/timing.trt10.3.0-*.cache")
     assert timings.read_text() == "built\n"
 
 
-def test_two_runs_pin_the_clocks_one_after_the_other(tmp_path: Path) -> None:
-    """The second one would store pinned clocks, and restore them for good."""
+def test_two_runs_measure_one_after_the_other(tmp_path: Path) -> None:
+    """The second one would time the first, store pinned clocks, and restore them for good."""
     board = Board(tmp_path)
     log = jetson(board)
     runs = []
@@ -161,6 +164,44 @@ def test_two_runs_pin_the_clocks_one_after_the_other(tmp_path: Path) -> None:
     calls = [call.split()[0] if call else "pin" for call in log.read_text().splitlines()]
     assert calls == ["--store", "pin", "--restore"] * 2
     assert sum("another measurement runs here" in text for text in told) == 1
+
+
+def test_two_runs_without_clocks_take_turns_too(tmp_path: Path) -> None:
+    board, runs = Board(tmp_path), []
+    for name in ("a", "b"):
+        board.out = tmp_path / f"{name}.json"
+        runs.append(board.start("--precision=fp32", "--seconds=1", "--rounds=1", "--no-clocks"))
+    told = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], told
+    assert sum("another measurement runs here" in text for text in told) == 1
+
+
+def test_a_model_that_fails_hides_no_figure_of_before(tmp_path: Path) -> None:
+    """One model is finished, the other one cannot be built; then the same command again."""
+    board = Board(tmp_path, "tensorrt")
+    board.install_trtexec("10.3.0")
+    assert board.run("--no-clocks", "--rounds=2", "--precision=fp32").returncode == 0
+    board.environment["STAND_IN_FAIL"] = "parse"
+    for _ in range(2):
+        done = board.run("--no-clocks", "--rounds=2")
+        assert done.returncode == 1
+        assert "error" not in done.stdout  # the result says it, beside what is finished
+        models = board.result["models"]
+        assert len(models["tiny/fp32"]["samples_ms"]) == 2
+        assert "trtexec could not build" in models["tiny/int8"]["error"]["what"]
+
+
+def test_engines_of_another_gpu_are_not_taken(tmp_path: Path) -> None:
+    board = Board(tmp_path, "tensorrt")
+    board.install_trtexec("10.3.0")
+    options = ("--no-clocks", "--rounds=1", "--precision=int8", "--no-profile")
+    smi = '#!/bin/sh\ncase "$*" in *{field}*) echo {value} ;; *) echo N/A ;; esac\n'
+    built = []
+    for name in ("A10", "A40", "A10"):
+        board.install("nvidia-smi", smi.format(field="query-gpu=name", value=f"NVIDIA {name}"))
+        assert board.run(*options, "--fresh").returncode == 0
+        built.append(board.result["models"]["tiny/int8"]["built"]["reused"])
+    assert built == [False, False, True]
 
 
 @pytest.mark.parametrize("builder", ["trtexec", "module"])
