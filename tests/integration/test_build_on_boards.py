@@ -152,6 +152,17 @@ def test_a_build_measures_on_boards_and_reports_it(
     assert "measured on board" in page
     assert f"On {JETSON}, measured on board" in page
 
+    # Under another name the bundles are others, and so are the keys of what was measured.
+    renamed = build(recipe, "--set", "name=other", "--set", "targets=[host-cpu,arm-server]")
+    assert renamed.code == 1
+    assert "which is no target of the recipe" in renamed.err
+    renamed = build(recipe, "--set", "name=other")
+    assert renamed.code == 0, renamed.err
+    assert stages(renamed)[f"{JETSON} on board"] is False
+    (other,) = load_result(out / "report.json").descendants
+    assert set(other.bundles[2].latency) == {"fp32", "fp16", "int8"}
+    assert build(recipe).code == 0
+
     # The figures are in the store: nobody is asked again, not even a board that is gone.
     server.cut()
     again = build(recipe)
@@ -204,24 +215,32 @@ def test_what_fails_on_a_board_leaves_the_rest_of_the_report(
     recipe: Path, server: Server, store: Path
 ) -> None:
     shutil.copytree(store, recipe.parent / "store")
-    server.set(STAND_IN_VERSION="10.3.0", STAND_IN_SECONDS="0.02", STAND_IN_FAIL="parse")
+    whole = (server.bin / "trtexec").read_text()
+    server.install(
+        "trtexec",
+        whole.replace(
+            "exec", 'case "$*" in *--onnx=*int8*) echo "[E] no"; exit 1 ;; esac\nexec', 1
+        ),
+    )
     done = build(recipe)
     assert done.code == 1
     (failure,) = done.json["failures"]
+    assert f"int8 of min for {JETSON} was not measured on board" in failure["what"]
     assert "trtexec could not build" in failure["what"]
     (one,) = load_result(recipe.parent / "out" / "report.json").descendants
     here, arm, jetson = one.bundles
     assert here.latency
     assert arm.latency
-    assert not jetson.latency
-    assert jetson.estimate
-    assert any("No engine was built" in note for note in jetson.notes)
-    # Once the board is well again, only it is visited.
-    server.set(STAND_IN_VERSION="10.3.0", STAND_IN_SECONDS="0.02")
+    assert set(jetson.latency) == {"fp32", "fp16"}
+    assert set(jetson.estimate) == {"int8"}
+    # What failed is tried again, on the board that is well now and on no other.
+    server.install("trtexec", whole)
     again = build(recipe)
     assert again.code == 0, again.err
     assert stages(again)[f"{JETSON} on board"] is False
     assert stages(again)["arm-server@ort on board"] is True
+    jetson = load_result(recipe.parent / "out" / "report.json").descendants[0].bundles[2]
+    assert set(jetson.latency) == {"fp32", "fp16", "int8"}
 
 
 def test_another_board_is_refused_before_any_work(recipe: Path, server: Server) -> None:

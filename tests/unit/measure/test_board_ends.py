@@ -50,7 +50,7 @@ def test_a_second_interrupt_does_not_keep_the_clocks_pinned(tmp_path: Path) -> N
     log = jetson(board, restoring=1)
     # Of its own group, as in a terminal, where Ctrl-C goes to the commands it runs as well.
     process = board.start("--seconds=60", "--precision=fp32", "--no-power", start_new_session=True)
-    wait_for(lambda: has(log, "--store"))
+    wait_for(lambda: has(log, "--store") and len(log.read_text().splitlines()) > 1)
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)
     wait_for(lambda: has(log, "--restore"))
