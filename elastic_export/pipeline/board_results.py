@@ -15,6 +15,10 @@ from elastic_export.pipeline.result import NOT_BUILT
 __all__ = ["with_board"]
 
 _NO_FIGURE = {"wrong_logits", "other_runtime"}
+_DOUBTFUL = {
+    "throttled": "the GPU was held back meanwhile",
+    "mode_changed": "the power mode changed meanwhile",
+}
 _RUNTIMES = {"trtexec": "TensorRT", "tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}
 
 
@@ -115,8 +119,11 @@ def _latency(
         threads=settings.threads,
         machine=board,
     )
+    doubts = [why for mark, why in _DOUBTFUL.items() if mark in model["flags"]]
     return measured.model_copy(
         update={
+            "settled": measured.settled and not doubts,
+            "unsettled_because": "; ".join(filter(None, [measured.unsettled_because, *doubts])),
             "on": part["board"],
             "compute_ms": compute.get("median"),
             "energy_mj": energy.get("per_inference") if net is None else net,

@@ -80,6 +80,14 @@ def test_figures_of_the_right_target_alone() -> None:
     assert orin.checks["int8"] == {"opset": 20, "on_board": model()["accuracy"]}
 
 
+def test_a_throttled_figure_is_never_settled() -> None:
+    one, wrong = told(int8=model(flags=["unpinned", "throttled"]))
+    latency = one.bundles[0].latency["int8"]
+    assert (latency.status, latency.marks) == ("inconclusive", ("unpinned", "throttled"))
+    assert latency.unsettled_because == "the GPU was held back meanwhile"
+    assert wrong == []
+
+
 def test_energy_with_idle_says_so() -> None:
     one, _ = told(int8=model(energy_mj={"per_inference": 20.0, "net_of_idle": None}))
     latency = one.bundles[0].latency["int8"]
