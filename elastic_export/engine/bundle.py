@@ -167,7 +167,12 @@ def load_bundle(folder: Path) -> Bundle:
     manifest = read_manifest(folder)
     found = _walk(folder)
     for name in sorted(found - set(manifest.files) - {MANIFEST}):
-        raise damaged(folder, name, "is not part of it")
+        raise damaged(
+            folder,
+            name,
+            "is not part of it",
+            fix="Move it elsewhere: a bundle stays as it was made.",
+        )
     for name, entry in manifest.files.items():
         path = folder / name
         if name not in found:

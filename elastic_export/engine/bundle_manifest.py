@@ -35,6 +35,7 @@ MANIFEST = "manifest.json"
 KIND = "elastic-export bundle"
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 MAX_BYTES = 16 << 20
+_AGAIN = "Copy the bundle again from where it was built, or build it again."
 
 
 class FileEntry(Schema):
@@ -148,12 +149,9 @@ def _not_a_bundle(folder: Path, why: str) -> UserError:
     )
 
 
-def damaged(folder: Path, name: str, how: str) -> CheckFailed:
+def damaged(folder: Path, name: str, how: str, *, fix: str = _AGAIN) -> CheckFailed:
     """Say which file of a bundle is wrong and how."""
-    return CheckFailed(
-        f"In the bundle {folder} the file {name} {how}.",
-        "Copy the bundle again from where it was built, or build it again.",
-    )
+    return CheckFailed(f"In the bundle {folder} the file {name} {how}.", fix)
 
 
 def is_bundle(folder: Path) -> bool:

@@ -105,11 +105,12 @@ def _measure(manifest: Manifest) -> str:
     return (
         "## Measure it here\n\n"
         f"Python 3.6 or newer{also}:\n\n"
-        f"```sh\npython3 {script} run --out ../result.json\n```\n\n"
+        f"```sh\npython3 {script} run\n```\n\n"
         f"It says what this machine is, {builds}compares the sample images' logits, holds the "
         "clocks still where it may (and puts them back), measures the models turn by turn until "
-        "the figures are settled, reads power where there is a meter, and writes everything into "
-        "one file. Finished models are not measured again. From another machine, "
+        "the figures are settled, reads power where there is a meter, prints them, and writes "
+        "everything into one file beside this folder. Finished models are not measured again. "
+        "From another machine, "
         "`elastic-export bench BUNDLE --on USER@THIS_MACHINE` does the same over ssh."
     )
 

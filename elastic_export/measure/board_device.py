@@ -38,6 +38,8 @@ def fits_device(board: Mapping[str, Any], target: Target) -> bool | None:
     capability = str(board.get("compute_capability") or "").replace(".", "")
     if capability.isdigit() and target.sm is not None and int(capability) != target.sm:
         return False
+    if target.kind == "jetson" and not board.get("part") and not board.get("l4t"):
+        return False  # every Jetson tells its release of L4T
     part = str(board.get("part") or "")
     parts = {alias for alias in target.aliases if _PART.fullmatch(alias)}
     if part and parts:

@@ -283,6 +283,12 @@ def _same_board(document: Mapping[str, Any], resolved: ResolvedTarget, path: Pat
             "target.",
             "Name the target that was measured, as NAME@SOFTWARE:MODE.",
         )
+    if not is_surely(document["board"], Wanted.of_target(resolved)):
+        raise UserError(
+            f"{path} does not tell that its board is {resolved.identity}: device, JetPack or "
+            "TensorRT, and power mode have to be known.",
+            'See its "board"; a machine that tells them is measured with bench --on.',
+        )
 
 
 def _otherwise(document: Mapping[str, Any], resolved: ResolvedTarget) -> list[str]:

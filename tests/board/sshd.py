@@ -77,6 +77,15 @@ class Server:
         path.write_text(text)
         path.chmod(0o755)
 
+    def be_a_jetson(self, **variables: str) -> None:
+        """Pass for an Orin Nano with JetPack 6.2 (see ``jetson_stand_in``), with more variables."""
+        self.set(
+            PYTHONPATH=str(Path(__file__).parent / "jetson_stand_in"),
+            STAND_IN_COMPATIBLE="nvidia,p3768-0000+p3767-0003 nvidia,p3767-0005 nvidia,tegra234",
+            STAND_IN_L4T="# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic",
+            **variables,
+        )
+
     def set(self, **variables: str) -> None:
         """Set environment variables for whoever logs in."""
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]

@@ -51,7 +51,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     stand_in = STAND_INS / "trtexec_stand_in.py"
     running.install("trtexec", f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n')
     running.install("nvpmodel", NVPMODEL)
-    running.set(STAND_IN_VERSION="10.3.0", STAND_IN_SECONDS="0.02")
+    running.be_a_jetson(STAND_IN_VERSION="10.3.0", STAND_IN_SECONDS="0.02")
     yield running
     running.stop()
 
@@ -137,6 +137,7 @@ def test_a_build_measures_on_boards_and_reports_it(
     int8 = jetson.engines["int8"]
     assert (int8["status"], int8["version"], int8["picked_sparse"]) == ("built", "10.3.0", ["fc1"])
     assert jetson.latency["int8"].runner == "TensorRT 10.3.0"
+    assert jetson.latency["int8"].machine["part"] == "p3767-0003"
     assert not any("No engine was built" in note for note in jetson.notes)
     assert not jetson.estimate
 
@@ -244,6 +245,11 @@ def test_what_fails_on_a_board_leaves_the_rest_of_the_report(
 
 
 def test_another_board_is_refused_before_any_work(recipe: Path, server: Server) -> None:
+    server.set()  # a server, and no Jetson any more
+    done = build(recipe)
+    assert done.code == 1
+    assert "board has another device (" in json.loads(done.out)["error"]["what"]
+    server.be_a_jetson(STAND_IN_VERSION="10.3.0")
     server.install("nvpmodel", NVPMODEL.replace("15W", "MAXN"))
     done = build(recipe)
     assert done.code == 1

@@ -30,6 +30,7 @@ ORDER = (
     "tensorrt_module",
     "ort",
     "session",
+    "options",
     "main",
 )
 """Each module imports those before it only."""
@@ -39,7 +40,7 @@ _HEAD = '''\
 """Measures the networks of an elastic-export bundle on the machine it runs on.
 
     python3 on_device.py probe
-    python3 on_device.py run --out result.json
+    python3 on_device.py run
 
 Python 3.6 or newer and its standard library. It changes nothing on the machine but the clocks,
 which it puts back; engines and logs go beside the bundle. Made by elastic-export.

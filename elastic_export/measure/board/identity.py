@@ -21,6 +21,7 @@ __all__ = [
     "gpu_devfreq",
     "jetpack_of",
     "parse_l4t",
+    "parse_part",
     "parse_power_mode",
     "power_mode",
     "smi_command",
@@ -76,7 +77,7 @@ def describe_board() -> Dict[str, Any]:
     total, free = _memory_mb()
     return {
         "model": read_text("/proc/device-tree/model") or _gpu_name() or platform.machine(),
-        "part": _part_number(),
+        "part": parse_part(read_text("/proc/device-tree/compatible") or ""),
         "l4t": l4t,
         "jetpack": jetpack_of(l4t),
         "power_mode": mode,
@@ -235,11 +236,14 @@ def _numbers(release: str) -> List[int]:
     return [int(part) for part in release.split(".")]
 
 
-def _part_number() -> Optional[str]:
-    """Return the module's part number, such as ``p3767-0003``."""
-    text = read_text("/proc/device-tree/compatible") or ""
-    found = re.search(r"p\d{4}-\d{4}", text)
-    return None if found is None else found.group(0)
+def parse_part(text: str) -> Optional[str]:
+    """Read the module's part number, such as ``p3767-0003``, from the device tree's ``compatible``.
+
+    Developer kits write the carrier board in front of the module:
+    ``nvidia,p3768-0000+p3767-0003`` (github.com/rbonghi/jetson_stats issue 400).
+    """
+    found = re.search(r"\+(p\d{4}-\d{4})", text) or re.search(r"(p\d{4}-\d{4})", text)
+    return None if found is None else found.group(1)
 
 
 def _cuda_version() -> Optional[str]:

@@ -1,6 +1,5 @@
 """The command line of the script on the board."""
 
-import argparse
 import hashlib
 import importlib
 import json
@@ -14,11 +13,13 @@ from typing import Any, Dict, List, Optional, Tuple
 from elastic_export.measure.board.bundle import BoardBundle, open_bundle
 from elastic_export.measure.board.clocks import PinnedClocks
 from elastic_export.measure.board.identity import banner_of, describe_board
+from elastic_export.measure.board.options import option_parser
 from elastic_export.measure.board.ort import OrtBoardRunner
 from elastic_export.measure.board.power import PowerMeter
 from elastic_export.measure.board.session import (
     Candidate,
     check_accuracy,
+    in_words,
     measure_settled,
     prepare,
     report_layers,
@@ -45,7 +46,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == [BUILD]:
         return build_with_module(words[1])
-    chosen, unknown = _parser().parse_known_args(words)
+    chosen, unknown = option_parser().parse_known_args(words)
     if unknown:
         chosen.own.error("unknown: " + " ".join(unknown))
     # So that clocks are restored when somebody ends it, the board shuts down, or a terminal closes.
@@ -59,7 +60,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     try:
         return _measure(chosen, teller)
     except Cannot as error:
-        print(json.dumps({"error": error.to_json()}))
+        if teller.form == "json":
+            print(json.dumps({"error": error.to_json()}))
         sys.stderr.write("{}\n{}\n".format(error.what, error.remedy))
         return 1
     except KeyboardInterrupt:
@@ -69,12 +71,11 @@ def main(arguments: Optional[List[str]] = None) -> int:
 
 def _measure(chosen: Any, teller: Teller) -> int:
     here = os.path.dirname(os.path.abspath(__file__))
-    folder = os.path.dirname(os.path.abspath(chosen.out))
-    if not os.path.isdir(folder):
-        raise Cannot(
-            "There is no folder {}.".format(folder), "Make it, or name another file with --out."
-        )
-    bundles = [open_bundle(folder) for folder in [chosen.bundle or here, *chosen.also]]
+    folders = [os.path.abspath(folder) for folder in [chosen.bundle or here, *chosen.also]]
+    # A bundle's files stay as they were checked: one more, and it would no longer be whole.
+    chosen.out = os.path.abspath(chosen.out or folders[0] + ".result.json")
+    _check_out(chosen.out, folders)
+    bundles = [open_bundle(folder) for folder in folders]
     board = describe_board()
     if chosen.trtexec:
         board["trtexec"] = chosen.trtexec
@@ -115,8 +116,31 @@ def _measure(chosen: Any, teller: Teller) -> int:
     write_json(chosen.out, state)
     failed = sum(not one.usable for one in candidates)
     teller.phase("Done{}: {}".format(", {} failed".format(failed) if failed else "", chosen.out))
+    if teller.form != "json":
+        print("\n".join(in_words(name, state["models"][name]) for name in wanted))
     wrong = any("wrong_logits" in state["models"][name].get("flags", []) for name in wanted)
     return 3 if wrong else 0 if state["complete"] else 1
+
+
+def _check_out(out: str, folders: List[str]) -> None:
+    """Refuse a result file that could not be written, or would spoil a bundle.
+
+    Raises:
+        Cannot: its folder is missing or a bundle's, or it is no file.
+    """
+    folder = os.path.dirname(out)
+    if not os.path.isdir(folder):
+        raise Cannot(
+            "There is no folder {}.".format(folder), "Make it, or name another file with --out."
+        )
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise Cannot("{} is no file.".format(out), "Name a file with --out.")
+    for bundle in folders:
+        if (folder + os.sep).startswith(bundle + os.sep):
+            raise Cannot(
+                "{} would lie in the bundle {}, whose files stay as they are.".format(out, bundle),
+                "Leave --out away, and it goes beside the bundle; or name another folder.",
+            )
 
 
 def _measure_all(
@@ -221,7 +245,15 @@ def _runner(
     version = board["tensorrt"] if wanted == "trtexec" else module or board["tensorrt"]
     release = release_for(bundle.plan, precision, version)
     if release["build"] is None and wanted == "trtexec":
-        # trtexec of this release cannot keep single layers in FP32.
+        if module is None:
+            text = (
+                "trtexec of TensorRT {} cannot keep single layers in FP32, as the {} model needs."
+            )
+            raise Cannot(
+                text.format(version, precision),
+                "Install TensorRT's Python module (sudo apt install python3-libnvinfer), or "
+                "measure another precision with --precision.",
+            )
         wanted = "tensorrt"
         release = release_for(bundle.plan, precision, module or version)
     if wanted == "trtexec":
@@ -300,51 +332,3 @@ def _finished(
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("it must be a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("it must be 1 or more")
-    return value
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="on_device.py", description="Measures the models of a bundle on this machine."
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.required = True
-    probe = commands.add_parser("probe", help="print what this machine is, as JSON")
-    probe.set_defaults(own=probe)
-    run = commands.add_parser("run", help="build, check and measure")
-    run.set_defaults(own=run)
-    run.add_argument("bundle", nargs="?", help="bundle folder (default: where the script lies)")
-    run.add_argument("--with", dest="also", action="append", default=[], metavar="BUNDLE")
-    run.add_argument("--out", default="result.json", help="the result, JSON")
-    run.add_argument("--precision", action="append", help="measure only these")
-    run.add_argument("--seconds", type=_positive, default=15.0, help="measured time of each model")
-    run.add_argument("--rounds", type=_count, default=10, help="samples of each model")
-    run.add_argument("--warmup-ms", type=_count, default=1000, help="before each sample")
-    run.add_argument("--idle-seconds", type=_positive, default=5.0, help="to see the idle power")
-    run.add_argument("--threads", type=_count, default=1, help="of ONNX Runtime")
-    run.add_argument(
-        "--runtime", default="auto", choices=["auto", "trtexec", "tensorrt", "onnxruntime"]
-    )
-    run.add_argument("--trtexec", help="path of trtexec")
-    run.add_argument("--engine-dir", help="where engines go (default: beside the bundle)")
-    run.add_argument("--no-clocks", action="store_true", help="leave the clocks alone")
-    run.add_argument("--no-power", action="store_true", help="read no power")
-    run.add_argument("--no-profile", action="store_true", help="no second run for layer times")
-    run.add_argument("--fresh", action="store_true", help="measure finished models again")
-    run.add_argument("--progress", default="plain", choices=["plain", "json"])
-    run.add_argument("--detached", action="store_true", help="go on when the connection is lost")
-    parser.set_defaults(detached=False, progress="plain", out="result.json")
-    return parser

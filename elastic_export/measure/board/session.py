@@ -15,7 +15,14 @@ from elastic_export.measure.board.stats import (
 )
 from elastic_export.measure.board.watch import Verdict, Watch
 
-__all__ = ["Candidate", "check_accuracy", "measure_settled", "prepare", "report_layers"]
+__all__ = [
+    "Candidate",
+    "check_accuracy",
+    "in_words",
+    "measure_settled",
+    "prepare",
+    "report_layers",
+]
 
 
 class Candidate:
@@ -251,6 +258,23 @@ def report_layers(candidates: List[Candidate], teller: Teller) -> None:
                 one.found["layers"] = None
                 teller.note("{}: {}".format(one.name, error.what))
         teller.step(one.name, number, len(candidates))
+
+
+def in_words(name: str, found: Dict[str, Any]) -> str:
+    """Write one result for the person at the board: the figure, and what is doubtful of it."""
+    if found.get("error"):
+        return "{}: failed. {what} {remedy}".format(name, **found["error"])
+    figures = found.get("latency_ms")
+    if not figures:
+        return "{}: not measured".format(name)
+    text = "{}: median {median:.4g} ms, p99 {p99:.4g} ms".format(name, **figures)
+    energy = (found.get("energy_mj") or {}).get("net_of_idle")
+    text += "" if energy is None else ", {:.3g} mJ net of idle".format(energy)
+    text += ", settled" if found["settled"] else ", inconclusive: " + found["why"]
+    accuracy = found.get("accuracy")
+    if accuracy:
+        text += ", logits agree" if accuracy["ok"] else ", LOGITS DIFFER"
+    return text + "".join(", " + flag for flag in found["flags"])
 
 
 def _order(candidates: List[Candidate], number: int) -> List[Candidate]:

@@ -51,13 +51,14 @@ def test_what_differs_is_named() -> None:
     wanted = Wanted.of_target(load_target("agx-orin-64gb@jp6.2:30W"))
     assert wanted == Wanted.of_identity("agx-orin-64gb@jp6.2:MODE_30W", "tensorrt", "10.3")
     assert Wanted.of_identity("mine@jp6.2", "tensorrt", "10.3").device is None
-    assert mismatches({"jetpack": "6.2.1", "power_mode": "30W"}, wanted) == []
-    assert mismatches({"jetpack": "5.1.2", "power_mode": "MAXN"}, wanted) == [
+    orin = {"l4t": "36.4.3", "part": "p3701-0005"}
+    assert mismatches(orin | {"jetpack": "6.2.1", "power_mode": "30W"}, wanted) == []
+    assert mismatches(orin | {"jetpack": "5.1.2", "power_mode": "MAXN"}, wanted) == [
         "JetPack 5.1.2",
         "power mode MAXN",
     ]
     # A board that does not say, and a target without modes, differ in nothing.
-    assert mismatches({}, wanted) == []
+    assert mismatches(orin, wanted) == []
     assert (
         mismatches({"power_mode": "MAXN"}, Wanted.of_identity("a10@trt11.1", "tensorrt", "11.1"))
         == []
@@ -75,7 +76,8 @@ def test_what_differs_is_named() -> None:
         ({"part": "p3767-0004"}, "orin-nano-8gb", False),
         ({"part": "p3701-0005"}, "orin-nano-8gb", False),
         ({"part": "p3448-0002"}, "jetson-nano", True),  # a family number is enough there
-        ({"part": None, "model": "NVIDIA Jetson Orin Nano"}, "orin-nano-8gb", None),
+        ({"part": None, "l4t": "36.4.3", "model": "NVIDIA Orin Nano"}, "orin-nano-8gb", None),
+        ({"part": None, "l4t": None, "model": "x86_64"}, "orin-nano-8gb", False),
         ({"model": "NVIDIA A10", "compute_capability": "8.6"}, "a10", True),
         ({"model": "NVIDIA GeForce RTX 3090", "compute_capability": "8.6"}, "a10", False),
         ({"model": "NVIDIA A10", "compute_capability": "8.0"}, "a10", False),
@@ -98,6 +100,7 @@ def test_a_profile_of_ones_own_for_a_known_card_fits_it() -> None:
 def test_a_board_is_surely_a_target_only_where_it_tells_all() -> None:
     wanted = Wanted.of_target(load_target("orin-nano-8gb@jp6.2:15W"))
     told = {"part": "p3767-0003", "jetpack": "6.2", "power_mode": "15W", "model": "Orin Nano"}
+    told["l4t"] = "36.4.3"
     assert is_surely(told, wanted)
     for missing in ("part", "jetpack", "power_mode"):
         assert not is_surely(told | {missing: None}, wanted)

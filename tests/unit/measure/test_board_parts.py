@@ -74,6 +74,22 @@ def test_release_file(text: str, l4t: str | None, jetpack: str | None) -> None:
     assert identity.jetpack_of(l4t) == jetpack
 
 
+@pytest.mark.parametrize(
+    ("compatible", "part"),
+    [
+        # Recorded: rbonghi/jetson_stats issue 400, NVIDIA/jetson-gpio issue 125.
+        ("nvidia,p3768-0000+p3767-0003nvidia,p3767-0005nvidia,tegra234", "p3767-0003"),
+        ("nvidia,p3737-0000+p3701-0005nvidia,p3701-0005nvidia,tegra234", "p3701-0005"),
+        ("nvidia,p3449-0000-b00+p3448-0000-b00nvidia,jetson-nanonvidia,tegra210", "p3448-0000"),
+        ("nvidia,p3767-0001nvidia,tegra234", "p3767-0001"),
+        ("nvidia,tegra234", None),
+        ("", None),
+    ],
+)
+def test_the_module_is_told_from_its_carrier_board(compatible: str, part: str | None) -> None:
+    assert identity.parse_part(compatible) == part
+
+
 def test_power_mode_and_banner() -> None:
     assert identity.parse_power_mode("NV Power Mode: MODE_15W\n2\n") == "15W"
     assert identity.parse_power_mode("NV Power Mode: MAXN_SUPER\n2\n") == "MAXN_SUPER"

@@ -73,7 +73,8 @@ def result(path: Path, folders: list[Path], ms: float, **board: str | None) -> P
             **{"file": model.name, "sha256": sha256_file(model), "error": None},
             **{"latency_ms": figures, "gpu_compute_ms": figures, "settled": True},
         }
-    told = {"power_mode": "15W", "jetpack": "6.2", "part": "p3767-0003", **board}
+    known = {"power_mode": "15W", "jetpack": "6.2", "l4t": "36.4.3", "part": "p3767-0003"}
+    told = {**known, **board}
     path.write_text(json.dumps({"schema_version": 1, "board": told, "models": models}))
     return path
 
@@ -155,6 +156,8 @@ def test_foreign_results_are_refused(tmp_path: Path) -> None:
     folder, other = bundle(tmp_path / "net", 64), bundle(tmp_path / "other", 32)
     with pytest.raises(UserError, match="with power mode 25W"):
         fit_board([result(tmp_path / "a.json", [folder], 1, power_mode="25W")], [folder], TARGET)
+    with pytest.raises(UserError, match="does not tell that its board is"):
+        fit_board([result(tmp_path / "g.json", [folder], 1, jetpack=None)], [folder], TARGET)
     with pytest.raises(UserError, match=r"with JetPack 5\.1"):
         fit_board([result(tmp_path / "b.json", [folder], 1, jetpack="5.1")], [folder], TARGET)
     with pytest.raises(UserError, match="No model of"):
