@@ -46,16 +46,32 @@ def bench(
     precision: Annotated[
         list[str] | None, typer.Option(help="Only this one. May be repeated.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="On boards: of each model.")] = 15.0,
-    python: Annotated[str, typer.Option(help="On boards: the interpreter.")] = "python3",
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="On boards: of each model; 15 unless given.", show_default=False
+        ),
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(help="On boards: the interpreter; python3 unless given.", show_default=False),
+    ] = None,
     ssh_config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Instead of ~/.ssh/config.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="For boards: instead of ~/.ssh/config.", show_default=False
+        ),
     ] = None,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for a lost connection.")
-    ] = 300.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="For boards: seconds to wait for a lost connection; 300 unless given.",
+            show_default=False,
+        ),
+    ] = None,
     no_clocks: Annotated[
-        bool, typer.Option("--no-clocks", help="Leave the board's clocks alone.")
+        bool, typer.Option("--no-clocks", help="On boards: leave the clocks alone.")
     ] = False,
     fresh: Annotated[
         bool,
@@ -76,6 +92,15 @@ def bench(
     """
     with command(as_json, quiet, verbose) as output:
         if not on:
+            _refuse_boards_options(
+                {
+                    "--seconds": seconds,
+                    "--python": python,
+                    "--ssh-config": ssh_config,
+                    "--patience": patience,
+                    "--no-clocks": no_clocks or None,
+                }
+            )
             _bench_here(
                 output,
                 paths,
@@ -96,26 +121,37 @@ def bench(
 
         output.kept = "Finished results are kept on the board; the same command goes on there."
         options = VisitOptions(
-            seconds=seconds,
+            seconds=15.0 if seconds is None else seconds,
             precisions=tuple(precision or ()),
             arguments=(
                 f"--threads={threads}",
                 *(["--no-clocks"] if no_clocks else []),
                 *(["--fresh"] if fresh else []),
             ),
-            python=python,
+            python=python or "python3",
         )
         found = pipeline.bench_on(
             paths,
             on,
             options,
             ssh_config=ssh_config,
-            patience=patience,
+            patience=300.0 if patience is None else patience,
             progress=output.progress,
         )
         output.result(found, tables(found), short="\n".join(lines(found)))
         _explain_failures(found, output)
         _end_badly_where_a_model_did(found)
+
+
+def _refuse_boards_options(given: dict[str, object]) -> None:
+    """Tell an option that would do nothing on this machine."""
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise UserError(
+            f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} for boards, and none is "
+            "named.",
+            "Name one with --on, or leave that out.",
+        )
 
 
 def _known(names: Sequence[str]) -> list[RunnerName]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from elastic_export.cli.tables import titled, told_table
 from elastic_export.report.units import count
 
-__all__ = ["lines", "macs", "tables", "top1"]
+__all__ = ["doubts", "lines", "macs", "tables", "top1"]
 
 _HEADERS = (
     "model",
@@ -89,5 +89,12 @@ def _settled(latency: dict[str, Any]) -> str:
 
 
 def _short(model: dict[str, Any]) -> str:
-    wrong = " (logits DIFFER)" if "wrong_logits" in model["marks"] else ""
-    return f"{model['runner']} {model['precision']} {model['latency']['median_ms']:.4g} ms{wrong}"
+    latency = model["latency"]
+    said = f"{model['runner']} {model['precision']} {latency['median_ms']:.4g} ms"
+    return said + doubts(latency["settled"], model["marks"])
+
+
+def doubts(settled: bool, marks: Sequence[str]) -> str:
+    """Write what is doubtful of a figure behind it: `` (inconclusive, unpinned)``."""
+    told = [*([] if settled else ["inconclusive"]), *marks]
+    return f" ({', '.join(told)})" if told else ""

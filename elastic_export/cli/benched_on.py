@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from elastic_export.cli.benched import macs, top1
+from elastic_export.cli.benched import doubts, macs, top1
 from elastic_export.cli.tables import titled, told_table
 
 __all__ = ["lines", "tables"]
@@ -60,15 +60,20 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     for destination, part in found["boards"].items():
         for name, model in part.get("result", {}).get("models", {}).items():
             figures = model.get("latency_ms")
-            wrong = " (logits DIFFER)" if "wrong_logits" in model.get("flags", ()) else ""
-            took = f"{figures['median']:.4g} ms{wrong}" if figures else "not measured"
+            took = "not measured"
+            if figures:
+                took = f"{figures['median']:.4g} ms{doubts(model['settled'], model['flags'])}"
             yield f"{destination}: {name} {took}"
 
 
 def _row(name: str, model: dict[str, Any], bundles: dict[str, Any]) -> list[object]:
     bundle, _, precision = name.rpartition("/")
     known = bundles.get(bundle, {})
-    first = [name, macs(known.get("macs")), top1(known.get("top1", {}).get(precision))]
+    first = [
+        name,
+        macs(known.get("macs", {}).get(precision)),
+        top1(known.get("top1", {}).get(precision)),
+    ]
     if model.get("error"):
         return [*first, *[None] * _FIGURES, "failed", model["error"]["what"]]
     if "latency_ms" not in model:

@@ -9,6 +9,7 @@ import typer
 
 from elastic_export.cli.errors import command
 from elastic_export.cli.options import JsonOption, QuietOption, VerboseOption
+from elastic_export.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,6 +64,11 @@ def estimate(
     to. Measure with "bench BUNDLE --on USER@BOARD" before deciding anything that is close.
     """
     with command(as_json, quiet, verbose) as output:
+        if bundle and not fit:
+            raise UserError(
+                "--with names another bundle that was measured, and no result is given.",
+                "Give the result with --fit, or leave --with out.",
+            )
         with output.task("Estimating"):
             from elastic_export import pipeline
 

@@ -9,6 +9,7 @@ import typer
 
 from elastic_export.cli.errors import command
 from elastic_export.cli.options import JsonOption, QuietOption, TargetArgument, VerboseOption
+from elastic_export.errors import UserError
 
 if TYPE_CHECKING:
     from elastic_export.config.target import Target
@@ -36,9 +37,10 @@ def list_targets(
         from elastic_export.config.dla import dla_cores
         from elastic_export.config.peaks import figure
         from elastic_export.config.target_files import all_targets
-        from elastic_export.config.targets import load_target
 
-        found = [load_target(name) for name in all_targets()]
+        read = [_read(name) for name in all_targets()]
+        found = [target for target in read if not isinstance(target, UserError)]
+        broken = [f"{each.what} {each.fix}" for each in read if isinstance(each, UserError)]
         data = [_summary(target) for target in found]
         rows = [
             (
@@ -59,10 +61,12 @@ def list_targets(
         headers = ("target", "sm", "GB", "int8", "fp16", "2:4", "DLA", "GB/s", "mode", "software")
         title = "int8, fp16: dense peak of the GPU in the default mode, 10^12/s (a ceiling)"
         output.result(
-            {"targets": data},
+            {"targets": data, "broken": broken},
             titled(title, table((*headers, "unverified"), rows)),
             short="\n".join(summary["name"] for summary in data),
         )
+        for sentence in broken:
+            output.note(f"Left out: {sentence}")
 
 
 @app.command("show")
@@ -172,11 +176,11 @@ def probe_target(
         with output.task(f"asking {destination}"):
             board = pipeline.probe_board(destination, ssh_config=ssh_config, python=python)
         found = propose(board)
-        text = _as_yaml(found.profile) if found.profile else ""
+        # A profile is found by its file's name.
+        named = {"name": save.stem} if save is not None else {}
+        text = _as_yaml({**found.profile, **named}) if found.profile else ""
         if save is not None and text:
-            from elastic_export.artifacts.files import write_atomically
-
-            write_atomically(save, text.encode())
+            _save(save, text)
         verdict = found.identity or "no target fits"
         parts: list[Any] = [titled(f"{destination}: {verdict}", facts(board))]
         parts += [f"- {note}" for note in found.notes]
@@ -190,7 +194,30 @@ def probe_target(
             "notes": list(found.notes),
             "profile": found.profile or None,
         }
-        output.result(data, Group(*parts), short=found.identity or "")
+        output.result(data, Group(*parts), short=verdict)
+        if save is not None:
+            output.note(f"Saved: {save}" if text else f"There is nothing to save in {save}.")
+
+
+def _read(name: str) -> ResolvedTarget | UserError:
+    """Read a target; a file of the user's own that is none hides no other."""
+    from elastic_export.config.targets import load_target
+
+    try:
+        return load_target(name)
+    except UserError as error:
+        return error
+
+
+def _save(path: Path, text: str) -> None:
+    """Write a profile, and never over what is there."""
+    from elastic_export.artifacts.disk import explained
+    from elastic_export.artifacts.files import write_atomically
+
+    if path.exists():
+        raise UserError(f"{path} exists already.", "Name another file with --save, or remove it.")
+    with explained(path.parent):
+        write_atomically(path, text.encode())
 
 
 def _as_yaml(profile: dict[str, Any]) -> str:

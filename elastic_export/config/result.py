@@ -95,7 +95,8 @@ class BundleResult(Schema):
     ``files`` maps a precision to the file's path relative to the bundle folder; ``bytes`` to its
     size. ``latency`` holds what was measured: on this machine where the target is this machine, on
     a board where the recipe names one. ``estimate`` stands where nothing was measured of a GPU.
-    ``hardware_macs`` is what this target executes. ``engines`` tells of each compiled engine,
+    ``hardware_macs`` is what this target executes of the sparse network, ``executed_macs`` what it
+    does of each file (FP32 may be dense). ``engines`` tells of each compiled engine,
     ``notes`` why something is absent.
     """
 
@@ -107,6 +108,7 @@ class BundleResult(Schema):
     latency: dict[str, Latency] = Field(default_factory=dict)
     estimate: dict[str, LatencyEstimate] = Field(default_factory=dict)
     hardware_macs: int | None = None
+    executed_macs: dict[str, int] = Field(default_factory=dict)
     chosen: str | None = None
     chosen_because: str = ""
     engines: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -217,5 +217,6 @@ def _parts(identity: str) -> tuple[str, str, str]:
     software, _, mode = rest.partition(":")
     odd = ":" in mode or "@" in rest or "+" in rest
     if not name or odd or (":" in name and not Path(split_dla(name)[0]).is_file()):
-        raise UserError(f'"{identity}" does not name a target.', f"Write {_FORM}.")
+        short = f', or "{name.replace(":", "@:", 1)}" for a mode alone' if ":" in name else ""
+        raise UserError(f'"{identity}" does not name a target.', f"Write {_FORM}{short}.")
     return name, software, mode

@@ -78,10 +78,9 @@ class Bundle:
             )
         return self.folder / name
 
-    @property
-    def macs(self) -> int | None:
+    def macs(self, precision: str) -> int | None:
         """MACs that the target computes of one image; None where the bundle does not say."""
-        found = (self.manifest.descendant.get("cost") or {}).get("executed_macs")
+        found = (self.manifest.descendant.get("executed_macs") or {}).get(precision)
         return found if isinstance(found, int) else None
 
     def top1(self, precision: str) -> dict[str, Any] | None:

@@ -99,8 +99,12 @@ def _measure(manifest: Manifest) -> str:
     script = next((name for name in manifest.files if name == "on_device.py"), None)
     if script is None:
         return ""
+    if manifest.runtime.name == "tensorrt-rtx":
+        return _RTX.format(script=script)
     runs_here = manifest.runtime.name != "tensorrt"
-    also = ", NumPy and ONNX Runtime" if runs_here else " and nothing else"
+    also = ", NumPy and ONNX Runtime" if runs_here else " and TensorRT's trtexec"
+    if (manifest.runtime.version or "").startswith(_LIMITED_TRTEXEC):
+        also += ", or its Python module (python3-libnvinfer) for what that trtexec cannot build"
     builds = "builds the engines, " if manifest.runtime.name == "tensorrt" else ""
     return (
         "## Measure it here\n\n"
@@ -148,10 +152,26 @@ def _tensorrt(manifest: Manifest) -> str:
         "Then time it, with the path that the script printed for ENGINE:\n\n"
         "```sh\n/usr/src/tensorrt/bin/trtexec --loadEngine=ENGINE \\\n"
         f"  {flags} \\\n  --exportTimes=times.json\n```\n\n"
-        + (_SPARSITY if dla is None else _DLA.format(core=dla))
+        + (_DLA.format(core=dla) if dla is not None else _SPARSITY if _skips(manifest) else "")
     )
 
 
+def _skips(manifest: Manifest) -> bool:
+    """Tell whether the target skips zeros of any file."""
+    told = manifest.descendant
+    dense = (told.get("cost") or {}).get("macs", 0)
+    return any(macs < dense for macs in (told.get("executed_macs") or {}).values())
+
+
+_LIMITED_TRTEXEC = "8.2"
+"""The release whose trtexec keeps no single layer in FP32."""
+_RTX = (
+    "## Measure it here\n\n"
+    "The engines run with the TensorRT-RTX runtime. On a machine with the GPU, with elastic-export "
+    "and its extra `rtx` installed, `elastic-export bench THIS_FOLDER` compares the sample images' "
+    "logits and measures them. `{script}` runs the ONNX files in ONNX Runtime instead, which says "
+    "nothing of the engines' speed."
+)
 _SPARSITY = (
     "Whether 2:4 kernels were used is what the build prints under `(Sparsity)`; the builder takes "
     "dense ones where those are faster."

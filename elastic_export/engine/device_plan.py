@@ -63,7 +63,7 @@ class Graph:
         strong = target.strongly_typed
         return cls(
             strongly_typed=strong,
-            sparse=sparse and precision != "fp32" and target.target.sparse_2_4,
+            sparse=sparse and target.target.sparse_2_4,
             quantized=precision == "int8",
             half=precision != "fp32",
             pins=() if strong else tuple(pins),
@@ -105,7 +105,10 @@ def trtexec_arguments(target: ResolvedTarget) -> dict[str, dict[str, list[str]]]
     return {
         precision: {
             "build": build_arguments(
-                version, workspace="1024", **asdict(Graph.on(target, precision, sparse=True))
+                version,
+                workspace="1024",
+                # FP32 is the dense yardstick.
+                **asdict(Graph.on(target, precision, sparse=precision != "fp32")),
             ),
             "time": timing_arguments(version, target.dla),
         }

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 import elastic_export
 from elastic_export.errors import CheckFailed, UserError
@@ -62,9 +61,9 @@ def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
             f"There is no file {path}.",
             "Check the path; a bundle's folder has a dash where the target's name has a colon.",
         ) from error
-    except (OSError, DecodeError) as error:
+    except Exception as error:  # by the file's ending onnx takes text and JSON too
         raise UserError(
-            f"{path} cannot be read as an ONNX model ({type(error).__name__}).",
+            f"{path} cannot be read as an ONNX model.",
             "Check the path, or export the module again.",
         ) from error
     if not model.graph.node:

@@ -22,7 +22,7 @@ from elastic_export.measure.board.compose import SCRIPT, compose
 from elastic_export.pipeline.exporting import TOLERANCE, File
 from elastic_export.pipeline.extracting import cost_of
 
-__all__ = ["Content", "bundle"]
+__all__ = ["Content", "bundle", "executed_macs"]
 
 _TF32 = 80
 """The first compute capability (times ten) with TF32."""
@@ -40,6 +40,7 @@ class Content:
         reports: Precision to what the builder said.
         accuracy: Precision to measured accuracy.
         checks: Precision to what the export's checks found.
+        sparse: The precisions whose files hold the descendant's N:M weights; FP32 may be dense.
     """
 
     paths: Mapping[str, Path]
@@ -49,6 +50,7 @@ class Content:
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
     engines: Mapping[str, Path] = field(default_factory=dict)
     reports: Mapping[str, Any] = field(default_factory=dict)
+    sparse: frozenset[str] = frozenset()
 
 
 def bundle(
@@ -80,7 +82,7 @@ def bundle(
             p: Graph.on(
                 target,
                 p,
-                sparse=bool(one.patterns),
+                sparse=p in content.sparse,
                 pins=() if target.strongly_typed else pinned_nodes(content.paths[p]),
             )
             for p in models
@@ -110,7 +112,9 @@ def bundle(
                 "spec_id": one.spec_id,
                 "patterns": one.patterns,
                 "batchnorm_folded": one.folded,
-                "cost": _cost(one, target, *inputs.shape[1:3]),
+                "sparse_files": sorted(content.sparse),
+                "cost": cost_of(one, *inputs.shape[1:3]).model_dump(),
+                "executed_macs": executed_macs(one, target, content),
             },
             "inputs": [_port("input", (batch, *inputs.shape[1:]))],
             "outputs": [_port("logits", (batch, classes))],
@@ -131,11 +135,11 @@ def bundle(
     return models
 
 
-def _cost(one: Descendant, target: ResolvedTarget, channels: int, size: int) -> dict[str, int]:
-    """Count the network; ``executed_macs`` is what this target really computes of an image."""
-    cost = cost_of(one, channels, size)
-    executed = cost.hardware_macs if target.target.sparse_2_4 else cost.macs
-    return {**cost.model_dump(), "executed_macs": executed}
+def executed_macs(one: Descendant, target: ResolvedTarget, content: Content) -> dict[str, int]:
+    """MACs that the target computes of one image, by precision: zeros in a file may be skipped."""
+    cost = cost_of(one, *content.samples["input"].shape[1:3])
+    skips = content.sparse if target.target.sparse_2_4 else frozenset()
+    return {p: cost.hardware_macs if p in skips else cost.macs for p in content.files}
 
 
 def _tolerance(precision: str, target: ResolvedTarget) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from elastic_export.config.targets import load_target
 from elastic_export.engine.adapters.releases import INSTALL, TITLES, RuntimeName, Typing
 from elastic_export.engine.builder import BuildOptions, EngineBuilder, device_sm, installed
 from elastic_export.engine.bundle import Bundle
@@ -77,7 +78,9 @@ def compile_here(
             f"{path} is a descendant, and engines are built of ONNX.",
             "Export it first: elastic-export export DESCENDANT --target TARGET.",
         )
-    builder = EngineBuilder(request.runtime or _runtime_of(subject))
+    runtime = request.runtime or _runtime_of(subject)
+    _refuse_elsewhere(subject, runtime)
+    builder = EngineBuilder(runtime)
     folder = request.out or folder_for(path)
     refuse_inside_bundle(folder)
     jobs = list(_jobs(subject, request, builder))
@@ -85,7 +88,9 @@ def compile_here(
         builder.target(options)  # before minutes are spent on the first
     engines = []
     for precision, options in jobs:
-        own = () if subject.bundle is None else (subject.own_engine(precision),)
+        # Asked for in a folder, an engine is not taken from the bundle instead.
+        at_home = subject.bundle is not None and request.out is None
+        own = (subject.own_engine(precision),) if at_home else ()
         kept = kept_engine(
             builder,
             subject.models[precision],
@@ -106,6 +111,23 @@ def compile_here(
         "engines": engines,
         "notes": list(dict.fromkeys(_sentence(note) for note in said if note)),
     }
+
+
+def _refuse_elsewhere(subject: Subject, runtime: RuntimeName) -> None:
+    """Send whoever has a bundle for a board to the board: its engines are built nowhere else."""
+    if subject.bundle is None or runtime != "tensorrt" or device_sm() == sm_of(subject.bundle):
+        return
+    target = subject.bundle.manifest.target
+    try:
+        kind = load_target(target).target.kind
+    except UserError:
+        return
+    if kind == "jetson":
+        raise UserError(
+            f"Engines for {target} are built on the board itself, and this machine is none.",
+            "Build and measure there: elastic-export bench BUNDLE --on USER@BOARD, or run a "
+            "build_engine script of the bundle on it.",
+        )
 
 
 def _runtime_of(subject: Subject) -> RuntimeName:

@@ -13,6 +13,7 @@ from elastic_export.config.result import LatencyEstimate
 from elastic_export.config.target import Precision
 from elastic_export.config.targets import ResolvedTarget, load_target
 from elastic_export.engine.bundle import Bundle, load_bundle
+from elastic_export.engine.bundle_manifest import read_manifest
 from elastic_export.errors import ElasticExportError, UserError
 from elastic_export.export.fused_layers import fused_layers, quantized_nodes
 from elastic_export.measure.board_match import Wanted, is_surely, mismatches
@@ -21,7 +22,7 @@ from elastic_export.measure.estimate import Basis, estimate
 from elastic_export.measure.kept_fits import fitted_basis, learn
 from elastic_export.measure.kernel_costs import TURING, Device, device_of
 
-__all__ = ["basis_for", "estimate_files", "estimate_latency", "fit_board", "learn_from"]
+__all__ = ["basis_for", "estimate_bundle", "estimate_latency", "fit_board", "learn_from"]
 
 
 def estimate_latency(path: Path, target: str, precision: str | None = None) -> dict[str, Any]:
@@ -47,10 +48,8 @@ def estimate_latency(path: Path, target: str, precision: str | None = None) -> d
     bundle = load_bundle(path) if path.is_dir() else None
     layers = _layers(path if bundle is None else bundle.model("fp32"), resolved)
     basis = fitted_basis(device)
-    int8 = None if bundle is None else _int8_model(bundle)
-    found = {
-        one: estimate(_as_quantized(layers, int8, one), device, one, basis) for one in precisions
-    }
+    forms = {one: _as_in(layers, bundle, one) for one in precisions}
+    found = {one: estimate(form, device, one, basis) for one, form in forms.items()}
     notes = [f"Unverified figures of the target: {', '.join(device.unverified)}."]
     notes = notes if device.unverified else []
     if device.l2_mb == 0:
@@ -60,7 +59,7 @@ def estimate_latency(path: Path, target: str, precision: str | None = None) -> d
             "FP32 has no tensor cores there, which is not fitted: its estimate is two to four "
             "times too high."
         )
-    sparse = sum(layer.sparse for layer in layers)
+    sparse = max(sum(layer.sparse for layer in form) for form in forms.values())
     if sparse and not device.sparse:
         notes.append(f"{sparse} layers hold 2:4, which this device does not skip.")
     return {
@@ -88,32 +87,30 @@ def basis_for(resolved: ResolvedTarget) -> tuple[Device, Basis] | None:
     return device, fitted_basis(device)
 
 
-def estimate_files(
-    files: Mapping[str, Path], resolved: ResolvedTarget
-) -> dict[str, LatencyEstimate]:
-    """Estimate the files of a bundle that is being made.
+def estimate_bundle(folder: Path, resolved: ResolvedTarget) -> dict[str, LatencyEstimate]:
+    """Estimate the files of a bundle that was just made.
 
     Args:
-        files: Precision to ONNX file; the plain one under ``fp32`` tells the kernels.
+        folder: The bundle; its files are not compared with their digests again.
         resolved: Where they would run.
 
     Returns:
         Precision to estimate; nothing for a target that is not estimated, or without the plain
-        file.
+        file that tells the kernels.
 
     Raises:
         UserError: The fit that is kept for the target is damaged.
     """
     ground = basis_for(resolved)
-    if ground is None or "fp32" not in files:
+    bundle = Bundle(folder, read_manifest(folder))
+    if ground is None or "fp32" not in bundle.manifest.models:
         return {}
     device, basis = ground
-    layers = _layers(files["fp32"], resolved)
+    layers = _layers(bundle.model("fp32"), resolved)
     found: dict[str, LatencyEstimate] = {}
     for precision in resolved.flavours:
-        if precision in files:
-            mine = _as_quantized(layers, files.get("int8"), precision)
-            one = estimate(mine, device, precision, basis)
+        if precision in bundle.manifest.models:
+            one = estimate(_as_in(layers, bundle, precision), device, precision, basis)
             found[precision] = LatencyEstimate(
                 ms=one.ms, low_ms=one.low_ms, high_ms=one.high_ms, basis=one.basis
             )
@@ -207,7 +204,7 @@ def _measurements(
             layers[name] = _layers(bundle.model("fp32"), resolved)
         one = cast("Precision", precision)
         figures = model.get("gpu_compute_ms") or model["latency_ms"]
-        mine = _as_quantized(layers[name], _int8_model(bundle), one)
+        mine = _as_in(layers[name], bundle, one)
         found.append(Measurement(key, mine, one, float(figures["median"]), str(model["sha256"])))
     return found
 
@@ -227,21 +224,34 @@ def _layers(plain: Path, resolved: ResolvedTarget) -> list[FusedLayer]:
     return fused_layers(plain, turing=(resolved.target.sm or 0) >= TURING)
 
 
-def _int8_model(bundle: Bundle) -> Path | None:
-    return bundle.model("int8") if "int8" in bundle.manifest.models else None
-
-
-def _as_quantized(
-    layers: list[FusedLayer], int8: Path | None, precision: Precision
+def _as_in(
+    layers: list[FusedLayer], bundle: Bundle | None, precision: Precision
 ) -> list[FusedLayer]:
-    """Take from the INT8 file itself which layers are INT8; without one, shapes decide."""
-    names = quantized_nodes(int8) if int8 is not None and precision == "int8" else None
-    if not names:
+    """Take from a bundle what its file of a precision is: which layers are INT8, which hold 2:4.
+
+    The kernels come from the plain FP32 file, which is dense where the others are sparse. Without a
+    bundle shapes and the file's own weights decide, and so do shapes for INT8 in the form of ONNX
+    Runtime's CPU, which says nothing of TensorRT's.
+    """
+    if bundle is None:
         return layers
-    return [
-        layer.model_copy(update={"int8": layer.name in names and layer.macs > 0})
-        for layer in layers
-    ]
+    told = bundle.manifest
+    sparse: set[str] | None = None
+    if precision in told.descendant.get("sparse_files", ()):
+        sparse = set(told.descendant.get("patterns", ()))
+    quantized: set[str] = set()
+    if precision == "int8" and "int8" in told.models and told.runtime.name != "onnxruntime":
+        quantized = set(quantized_nodes(bundle.model("int8")))
+    return [_formed(layer, sparse, quantized) for layer in layers]
+
+
+def _formed(layer: FusedLayer, sparse: set[str] | None, quantized: set[str]) -> FusedLayer:
+    news: dict[str, bool] = {}
+    if sparse is not None:
+        news["sparse"] = layer.eligible_2_4 and layer.name in sparse
+    if quantized:
+        news["int8"] = layer.name in quantized and layer.macs > 0
+    return layer.model_copy(update=news) if news else layer
 
 
 def _counts(model: Mapping[str, Any]) -> bool:
@@ -254,6 +264,8 @@ def _counts(model: Mapping[str, Any]) -> bool:
 
 def _documents(path: Path) -> Iterator[Mapping[str, Any]]:
     """Read the results in a file: one board's, or those of several."""
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.", "Check the path.")
     try:
         data = json.loads(path.read_text())
         boards = data.get("boards")
@@ -268,7 +280,7 @@ def _documents(path: Path) -> Iterator[Mapping[str, Any]]:
             dict(document["board"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is no result of a measurement on a board ({type(error).__name__}: {error}).",
+            f"{path} is no result of a measurement on a board.",
             "Give the RESULT.json of on_device.py, or what bench --on --json printed.",
         ) from error
     yield from found

@@ -61,8 +61,8 @@ def bench_on(
         ``boards``: destination to ``result`` (the script's document), ``chosen`` (bundle to the
         precision to deploy there, and why), ``notes`` and ``learned`` (what changed in later
         estimates), or to ``error``. ``failed`` lists the
-        boards that have no result. ``bundles``: name to ``target``, ``macs`` (of one image, as the
-        target computes them) and ``top1`` by precision.
+        boards that have no result. ``bundles``: name to ``target``, and by precision ``macs`` (of
+        one image, as the target computes them) and ``top1``.
 
     Raises:
         UserError: A folder is no bundle, two have one name, or a destination is given twice.
@@ -99,7 +99,7 @@ def bench_on(
     told = {
         bundle.manifest.name: {
             "target": bundle.manifest.target,
-            "macs": bundle.macs,
+            "macs": {precision: bundle.macs(precision) for precision in bundle.manifest.models},
             "top1": {precision: bundle.top1(precision) for precision in bundle.manifest.models},
         }
         for bundle in bundles

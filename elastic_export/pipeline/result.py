@@ -14,9 +14,9 @@ from elastic_export.config.result import BundleResult, Cost, DescendantResult, L
 from elastic_export.config.targets import ResolvedTarget
 from elastic_export.elastic import Descendant
 from elastic_export.engine import tensorrt_rtx
-from elastic_export.pipeline.bundling import Content, bundle
+from elastic_export.pipeline.bundling import Content, bundle, executed_macs
 from elastic_export.pipeline.descend import Named
-from elastic_export.pipeline.estimating import estimate_files
+from elastic_export.pipeline.estimating import estimate_bundle
 from elastic_export.pipeline.exporting import CHECKS, DENSE, LEAN, File, files_for
 from elastic_export.pipeline.measuring import accuracies, latencies, samples
 from elastic_export.pipeline.workshop import Workshop
@@ -104,8 +104,7 @@ def with_estimates(
     by_identity = {target.identity: target for target in targets}
 
     def estimated(bundle: BundleResult) -> BundleResult:
-        files = {p: out / bundle.folder / name for p, name in bundle.files.items()}
-        found = estimate_files(files, by_identity[bundle.target])
+        found = estimate_bundle(out / bundle.folder, by_identity[bundle.target])
         left = {p: one for p, one in found.items() if p not in bundle.latency}
         return bundle.model_copy(update={"estimate": left})
 
@@ -165,6 +164,7 @@ def _bundle(
         accuracy={p: found[file.name] for p, file in files.items()},
         engines={p: built.path / f"{p}.engine" for p in reports} if built is not None else {},
         reports=reports,
+        sparse=frozenset(p for p, f in files.items() if one.patterns and f.weights != DENSE),
     )
     speed: dict[str, Latency] = {}
     chosen, because = None, "The device was not measured."
@@ -191,6 +191,7 @@ def _bundle(
         bytes={p: path.stat().st_size for p, path in content.paths.items()},
         accuracy=dict(content.accuracy),
         latency=speed,
+        executed_macs=executed_macs(one, target, content),
         hardware_macs=cost.hardware_macs if target.target.sparse_2_4 else cost.macs,
         chosen=chosen,
         chosen_because=because,

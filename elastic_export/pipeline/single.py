@@ -199,4 +199,5 @@ def _content(
         accuracy=accuracy,
         engines={p: draft / f"{p}.engine" for p in reports},
         reports=reports,
+        sparse=frozenset(files) if weights[DENSE].patterns else frozenset(),
     )

@@ -199,9 +199,9 @@ def _hardware_macs(descendant: DescendantResult, bundle: BundleResult | None) ->
 def _row(descendant: DescendantResult, bundle: BundleResult | None) -> Row:
     # FP32 and 2:4 are stations of the descendant; INT8 is what this target's flavour gives.
     on_target = bundle.accuracy if bundle else {}
-    dense = descendant.accuracy.get("fp32") or on_target.get("fp32")
-    sparse = descendant.accuracy.get("2:4") or on_target.get("2:4")
-    int8 = on_target.get("int8") or descendant.accuracy.get("int8")
+    dense = on_target.get("fp32") or _there(descendant.accuracy.get("fp32"), bundle)
+    sparse = on_target.get("2:4") or _there(descendant.accuracy.get("2:4"), bundle)
+    int8 = on_target.get("int8") or _there(descendant.accuracy.get("int8"), bundle)
     latency = bundle.latency if bundle else {}
     fp32_latency, int8_latency = latency.get("fp32"), latency.get("int8")
     any_latency = next(iter(latency.values()), None)
@@ -249,7 +249,7 @@ def _latency_row(
         top1=_top1(accuracy),
         how=accuracy.how if accuracy else "",
         macs=descendant.cost.macs,
-        hardware_macs=_hardware_macs(descendant, bundle),
+        hardware_macs=bundle.executed_macs.get(precision, _hardware_macs(descendant, bundle)),
         median_ms=latency.median_ms,
         p90_ms=latency.p90_ms,
         p99_ms=latency.p99_ms,
@@ -272,6 +272,14 @@ def _latency_row(
         marks=" ".join(latency.marks),
         chosen=bundle.chosen == precision,
     )
+
+
+def _there(accuracy: Accuracy | None, bundle: BundleResult | None) -> Accuracy | None:
+    """Call a station's accuracy emulated where the target's own figures are."""
+    emulated = bundle is not None and any(a.how == "emulated" for a in bundle.accuracy.values())
+    if accuracy is None or not emulated:
+        return accuracy
+    return accuracy.model_copy(update={"how": "emulated"})
 
 
 def _count(names: Sized | None) -> int | None:

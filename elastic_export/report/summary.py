@@ -93,17 +93,30 @@ def _accuracy(table: Sequence[Row]) -> str:
     if not parts:
         return "Accuracy was not measured."
     text = f"Top-1 on held-out test images: {', '.join(parts)}"
-    drops = [
-        (row.top1_fp32 - row.top1_int8, row.descendant)
-        for row in table
-        if row.top1_fp32 is not None and row.top1_int8 is not None
-    ]
-    if drops:
-        worst, name = max(drops)
-        if worst > 0:
-            text += f"; INT8 costs at most {worst:.1f} points against FP32 ({name})"
-        else:
-            text += "; INT8 costs nothing against FP32"
+    sparse = any(row.top1_2_4 is not None for row in table)
+    lost = [("2:4", "FP32", [(row.top1_fp32, row.top1_2_4, row.descendant) for row in table])]
+    # INT8 is made of the sparse network, so that is what its own cost is seen against.
+    lost.append(
+        (
+            "INT8",
+            "2:4" if sparse else "FP32",
+            [
+                (row.top1_2_4 if sparse else row.top1_fp32, row.top1_int8, row.descendant)
+                for row in table
+            ],
+        )
+    )
+    for what, against, figures in lost:
+        drops = [
+            (before - after, name)
+            for before, after, name in figures
+            if before is not None and after is not None
+        ]
+        if drops:
+            worst, name = max(drops)
+            cost = f"at most {worst:.1f} points" if worst > 0 else "nothing"
+            text += f"; {what} costs {cost} against {against}"
+            text += f" ({name})" if worst > 0 else ""
     return text + "."
 
 

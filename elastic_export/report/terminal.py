@@ -48,7 +48,9 @@ def render(result: BuildResult, width: int) -> RenderableType:
         board = where_measured(result, target)
         if board:
             lines = latency_rows(result, target)
-            parts.append(_board_table(lines, f"{target}, on {board}", width))
+            runners = ", ".join(dict.fromkeys(line.runner for line in lines))
+            title = f"{target}, on {board}: {runners}, batch {lines[0].batch_size}"
+            parts.append(_board_table(lines, title, width))
     note = _note(result)
     if note:
         parts.append(Text(note, style="dim"))
@@ -140,8 +142,8 @@ def _note(result: BuildResult) -> str:
     if here:
         plural = "thread" if here.threads == 1 else "threads"
         parts.append(
-            f"Latency: {here.runner}, batch {here.batch_size}, {here.threads} {plural}, "
-            "median and p99 of single calls."
+            f"Latency on {here.target}: {here.runner}, batch {here.batch_size}, {here.threads} "
+            f"{plural}, median and p99 of single calls."
         )
     if any(line.energy_mj is not None for line in lines):
         with_idle = any(line.energy_is == "with idle" for line in lines)

@@ -110,10 +110,13 @@ def _pin(trt: Any, network: Any, pins: tuple[str, ...]) -> None:
 
 def refused(graph: Graph, release: Release, version: str, reason: str) -> CheckFailed:
     """Say that the parser or the builder takes no such graph, and why."""
+    remedy = "Export another flavour or opset; inspect the file to see the node."
+    if "workspace" in reason.lower():
+        remedy = "Give the builder more with --workspace, or leave that out."
     return CheckFailed(
         f"{TITLES[release.runtime]} {version} refuses {graph.path.name}: "
         f"{reason or 'it gives no reason'}",
-        "Export another flavour or opset; inspect the file to see the node.",
+        remedy,
     )
 
 

@@ -120,7 +120,7 @@ def _told(one: Candidate, timing: Timing) -> dict[str, Any]:
         "latency": asdict(timing),
         "logits": one.logits,
         "top1": None if bundle is None else bundle.top1(one.precision),
-        "macs": None if bundle is None else bundle.macs,
+        "macs": None if bundle is None else bundle.macs(one.precision),
         "engine": engine_of(one),
         "marks": one.marks,
     }

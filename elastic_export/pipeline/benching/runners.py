@@ -185,7 +185,7 @@ def _module(subject: Subject) -> nn.Module:
 def _no_module(subject: Subject) -> UserError:
     return UserError(
         f"torch runs modules, and {subject.path} holds ONNX.",
-        "Give the descendant (.safetensors) that it was exported from.",
+        "Give a descendant (.safetensors), as elastic-export extract writes it.",
     )
 
 

@@ -159,7 +159,7 @@ def test_other_logits_are_exit_code_3_and_never_chosen(
     shown = run("bench", str(wrong))
     assert shown.returncode == 3
     assert "DIFFER" in shown.stdout
-    assert "(logits DIFFER)" in run("bench", str(wrong), "-q").stdout
+    assert "wrong_logits)" in run("bench", str(wrong), "-q").stdout
 
 
 def test_same_names_are_told_apart(bundle_for: BundleFor, tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def found(**models: dict[str, Any]) -> dict[str, Any]:
             "away": {"error": {"what": "It cannot be reached.", "fix": "Try by hand."}},
         },
         "failed": ["away"],
-        "bundles": {"net": {"target": "x", "macs": 1_260_000_000, "top1": {"int8": top1}}},
+        "bundles": {
+            "net": {"target": "x", "macs": {"int8": 1_260_000_000}, "top1": {"int8": top1}}
+        },
     }
 
 
@@ -88,5 +90,5 @@ def test_failures_stand_in_their_row() -> None:
     assert list(lines(told)) == [
         "user@orin: net/fp32 not measured",
         "user@orin: net/fp16 not measured",
-        "user@orin: net/int8 1 ms (logits DIFFER)",
+        "user@orin: net/int8 1 ms (wrong_logits, unpinned)",
     ]

@@ -70,7 +70,9 @@ def test_a_profile_of_ones_own_is_listed(run, tmp_path: Path) -> None:
     assert set(listed) - set(resources.names("targets")) == {"lab-card"}
     (folder / "broken.yaml").write_text("name: broken\n")
     told = run("targets", "list", ELASTIC_EXPORT_TARGETS=str(folder))
-    assert told.returncode == 1
+    assert told.returncode == 0  # one bad file hides no other target
+    assert "lab-card" in told.stdout
+    assert "Left out: " in told.stderr
     assert "broken.yaml" in told.stderr
     assert "Traceback" not in told.stderr
 

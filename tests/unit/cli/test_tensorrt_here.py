@@ -221,7 +221,8 @@ def test_compile_with_weak_typing_and_refusals(
     assert "holds no Q/DQ" in int8["what"]
     install("10.16.1", (8, 6))
     wrong = call("compile", folder, code=1)["error"]
-    assert "sm_86, not for sm_87" in wrong["what"]
+    assert "are built on the board itself, and this machine is none" in wrong["what"]
+    assert "--on USER@BOARD" in wrong["fix"]
     assert not folder.with_name("bundle.engine").exists()
 
 

@@ -57,6 +57,12 @@ def test_int8_accuracy_is_that_of_the_targets_own_flavour(make_result):
     }
 
 
+def test_a_figure_of_another_machine_is_emulated(make_result):
+    host, gpu, _ = [row for row in rows(make_result(1)) if row.descendant == "d1"]
+    assert (host.how_fp32, host.how_2_4, host.how_int8) == ("deployed",) * 3
+    assert (gpu.how_fp32, gpu.how_2_4, gpu.how_int8) == ("emulated",) * 3
+
+
 def test_final_rows_show_the_measured_target_wherever_it_stands(make_result):
     result = make_result(2)
     turned = result.model_copy(
