@@ -67,8 +67,8 @@ _SCRIPT = """\
 #!/bin/sh
 # Builds an engine from {onnx} for the device this runs on; made for TensorRT {version}.
 #   sh THIS_SCRIPT
-# {pins} layers of it may overflow FP16 and are kept in FP32. The trtexec of this release cannot be told
-# so; the builder is, through the Python module that JetPack installs (python3-libnvinfer).
+# {pins} layers of it may overflow FP16 and are kept in FP32. The trtexec of this release cannot be
+# told so; the builder is, through the Python module that JetPack installs (python3-libnvinfer).
 # PYTHON (path), OUT_DIR (default: beside this folder) and WORKSPACE_MIB (default: 1024; less where
 # memory is short) change what it does.
 set -eu

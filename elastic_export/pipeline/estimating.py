@@ -21,6 +21,7 @@ from elastic_export.measure.device_fit import DeviceFit, Measurement
 from elastic_export.measure.estimate import Basis, estimate
 from elastic_export.measure.kept_fits import fitted_basis, learn
 from elastic_export.measure.kernel_costs import TURING, Device, device_of
+from elastic_export.space.cost import hardware_density
 
 __all__ = ["basis_for", "estimate_bundle", "estimate_latency", "fit_board", "learn_from"]
 
@@ -238,7 +239,10 @@ def _as_in(
     told = bundle.manifest
     sparse: set[str] | None = None
     if precision in told.descendant.get("sparse_files", ()):
-        sparse = set(told.descendant.get("patterns", ()))
+        patterns = told.descendant.get("patterns", {}).items()
+        sparse = {
+            name.removesuffix(".weight") for name, kind in patterns if hardware_density(kind) < 1
+        }
     quantized: set[str] = set()
     if precision == "int8" and "int8" in told.models and told.runtime.name != "onnxruntime":
         quantized = set(quantized_nodes(bundle.model("int8")))

@@ -19,6 +19,7 @@ from conftest import Answer, call, write_recipe
 from elastic_export.checkpoints import load_descendant
 from elastic_export.engine.bundle import load_bundle
 from elastic_export.engine.runners import OrtRunner
+from elastic_export.pipeline.estimating import estimate_latency
 from elastic_export.report.load import load_result
 
 pytestmark = pytest.mark.slow
@@ -83,6 +84,16 @@ def test_the_report_holds_every_figure(job: Job) -> None:
             for estimate in away.estimate.values():
                 assert 0 < estimate.low_ms < estimate.ms < estimate.high_ms
             assert set(away.estimate) == {"fp32", "fp16", "int8"}
+            # FP32 is the dense yardstick, whatever the device could skip.
+            assert away.executed_macs == {
+                "fp32": one.cost.macs,
+                "fp16": one.cost.hardware_macs,
+                "int8": one.cost.hardware_macs,
+            }
+            told = estimate_latency(job.out / away.folder, away.target)
+            assert told["sparse_layers"] > 0
+            for precision, estimate in away.estimate.items():
+                assert told["estimates"][precision]["ms"] == estimate.ms
         assert set(host.accuracy) == {"fp32", "int8"}
         assert (host.accuracy["int8"].how, a10.accuracy["int8"].how) == ("deployed", "emulated")
         assert set(a10.accuracy) == set(orin.accuracy) == {"fp32", "fp16", "int8"}
