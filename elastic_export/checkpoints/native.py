@@ -179,6 +179,12 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder, where a {kind} is needed, which is one file.",
+            "Give the .safetensors file that extract or build wrote; bench and compile are what "
+            "take bundles.",
+        )
     label = read_label(path)
     if label is None or label["kind"] != kind:
         found = "no label of this tool" if label is None else f"a {label['kind']}"

@@ -61,6 +61,7 @@ def inspect(
     with command(as_json, quiet, verbose) as output:
         from elastic_export.cli.inputs import settings_of
         from elastic_export.cli.inspected import readable
+        from elastic_export.cli.inspected_bundle import bundle_table
         from elastic_export.cli.linted import linted
         from elastic_export.cli.tables import facts, titled
 
@@ -74,7 +75,9 @@ def inspect(
         with output.task("Loading PyTorch"):
             from elastic_export import pipeline
 
+        from elastic_export.engine.bundle_manifest import KIND
+
         found = pipeline.inspect(path, family=family, format=form, config=settings)
-        output.result(
-            found, titled(str(path), facts(readable(found))), short=str(found.get("kind", ""))
-        )
+        kind = str(found.get("kind", ""))
+        body = bundle_table(found) if kind == KIND else facts(readable(found))
+        output.result(found, titled(str(path), body), short=kind)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from elastic_export.cli.progress import BarProgress, LineProgress
 
-__all__ = ["Output", "own_stdout"]
+__all__ = ["Output", "own_stdout", "spelled_out"]
 
 _PIPE_COLUMNS = 160
 
@@ -81,7 +81,9 @@ class Output:
         elif human is not None:
             from rich.console import Console
 
-            Console(file=self._stream, width=self.width, highlight=False).print(human)
+            # Names and notes are no markup: 'elastic-export[rtx]' would lose its brackets.
+            console = Console(file=self._stream, width=self.width, markup=False, emoji=False)
+            console.print(human, highlight=False)
 
     def note(self, text: str) -> None:
         """Say something on stderr that is not the result."""
@@ -94,7 +96,7 @@ class Output:
         self.close()
         # Rich is not used here: an error must survive a broken installation and a full disk.
         # Names in a file are somebody else's words: their control characters are written out.
-        sys.stderr.write(f"Error: {_printable(what)}\n{_printable(fix)}\n")
+        sys.stderr.write(f"Error: {spelled_out(what)}\n{spelled_out(fix)}\n")
         if self.as_json:
             told = {"kind": kind, "what": what, "fix": fix, "exit_code": exit_code}
             with suppress(OSError):  # stdout itself may be what failed
@@ -111,7 +113,8 @@ class Output:
             self._stream.flush()
 
 
-def _printable(text: str) -> str:
+def spelled_out(text: str) -> str:
+    """Write control characters, which a terminal obeys, as their escapes; keep line ends."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 

@@ -10,7 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["facts", "size", "table", "titled", "told_table"]
+from elastic_export.cli.output import spelled_out
+
+__all__ = ["facts", "printable", "size", "table", "titled", "told_table"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -27,7 +29,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
         numbers = bool(rows) and all(isinstance(row[column], (int, float)) for row in rows)
         drawn.add_column(header, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(_text(cell) for cell in row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     return drawn
 
 
@@ -43,7 +45,7 @@ def facts(data: Mapping[str, Any]) -> Table:
     drawn.add_column(no_wrap=True, style="dim")
     drawn.add_column(overflow="fold")
     for name, value in _flat(data):
-        drawn.add_row(_text(name), _text(value))
+        drawn.add_row(Text(printable(name)), Text(printable(value)))
     return drawn
 
 
@@ -56,15 +58,8 @@ def size(number: float) -> str:
     return f"{number:.0f} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"
 
 
-def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
-
-
-def _text(value: object) -> str:
+def printable(value: object) -> str:
+    """Write a value for people, whatever it holds."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -72,7 +67,13 @@ def _text(value: object) -> str:
     if value is None or value in ({}, [], ()):
         return "-"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_text(item) for item in value)
-    # Rich reads square brackets as markup, and a terminal obeys control characters.
-    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(value))
-    return text.replace("[", "\\[")
+        return ", ".join(printable(item) for item in value)
+    return spelled_out(str(value))
+
+
+def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value

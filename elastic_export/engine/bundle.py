@@ -78,9 +78,16 @@ class Bundle:
             )
         return self.folder / name
 
-    def macs(self, precision: str) -> int | None:
-        """MACs that the target computes of one image; None where the bundle does not say."""
-        found = (self.manifest.descendant.get("executed_macs") or {}).get(precision)
+    def macs(self, precision: str, *, skips: bool = True) -> int | None:
+        """MACs computed of one image; None where the bundle does not say.
+
+        Args:
+            precision: Of the model.
+            skips: What runs it leaves out the zeros that the bundle's target leaves out.
+        """
+        told = self.manifest.descendant
+        executed, cost = told.get("executed_macs") or {}, told.get("cost") or {}
+        found = executed.get(precision) if skips else cost.get("macs")
         return found if isinstance(found, int) else None
 
     def top1(self, precision: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from elastic_export.config.transform import Transform
 from elastic_export.engine.bundle_manifest import Manifest, Port
 from elastic_export.engine.trtexec import timing_arguments
 
-__all__ = ["readme"]
+__all__ = ["preprocess_steps", "readme"]
 
 
 def readme(manifest: Manifest) -> str:
@@ -65,7 +65,7 @@ def _whole(manifest: Manifest) -> str:
 def _inputs(manifest: Manifest) -> str:
     lines = [_port("Input", port) for port in manifest.inputs]
     lines += [_port("Output", port) for port in manifest.outputs]
-    lines += [f"- {step}" for step in _steps(manifest.transform)]
+    lines += [f"- {step}" for step in preprocess_steps(manifest.transform)]
     return "## What goes in\n\n" + "\n".join(lines)
 
 
@@ -74,7 +74,8 @@ def _port(kind: str, port: Port) -> str:
     return f"- {kind} `{port.name}`: {port.dtype}, {shape}."
 
 
-def _steps(transform: Transform) -> list[str]:
+def preprocess_steps(transform: Transform) -> list[str]:
+    """Say in order what turns pixels into a network's input, a sentence each."""
     colour = "RGB" if transform.channels == 3 else "one grey channel"
     steps = [f"Pixels: {colour}, scaled to 0..1."]
     if transform.resize is not None:

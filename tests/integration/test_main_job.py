@@ -211,6 +211,26 @@ def test_single_steps_work_on_what_the_run_left(job: Job) -> None:
     assert (out / "r" / "report.html").is_file()
 
 
+def test_a_bundle_is_told_on_one_screen(job: Job) -> None:
+    folder = job.out / "bundles/d1/orin-nano-8gb@jp6.2-15W"
+    told = call("inspect", folder, home=job.home)
+    assert told.code == 0, told.err
+    assert len(told.out.splitlines()) < 40
+    for part in ("tensorrt 10.3", "2:4 layers", "INT8 layers", "emulated", "0.3761", "Note: No"):
+        assert part in told.out
+    whole = call("inspect", folder, "--json", home=job.home).json
+    assert whole["checks"]["int8"]["patterns"]
+
+
+def test_zeros_count_where_the_runner_computes_them(job: Job) -> None:
+    folder = job.out / "bundles/d1/orin-nano-8gb@jp6.2-15W"
+    told = call("bench", folder, "--runner=onnxruntime", "--json", home=job.home)
+    descendant = load_bundle(folder).manifest.descendant
+    dense = descendant["cost"]["macs"]
+    assert descendant["executed_macs"]["int8"] < dense
+    assert {model["macs"] for model in told.json["models"]} == {dense}
+
+
 def test_a_changed_byte_in_a_bundle_is_noticed(job: Job, tmp_path: Path) -> None:
     import shutil
 

@@ -66,6 +66,12 @@ class Context:
         """All nodes, those of subgraphs too."""
         return iter(self.model.graph.all_nodes())
 
+    @property
+    def export_instead(self) -> str:
+        """The remedy for a file in another runtime's flavour: let this tool write it."""
+        command = f"elastic-export export DESCENDANT --target {self.target} --data DATA"
+        return f"Export the network for this target, which takes its own flavour: {command}."
+
     def holds(self, fact: str) -> bool:
         """Tell whether a rule of the parser holds."""
         return self.parser.fact(fact) is not None

@@ -43,7 +43,7 @@ def operators(c: Context) -> Iterator[Finding]:
                 yield c.finding(
                     node,
                     f"The operator belongs to {node.domain}, which ONNX Runtime alone knows.",
-                    "Emit one of the flavours for TensorRT.",
+                    c.export_instead,
                     source=c.parser.lacks.get("QLinearConv", ""),
                 )
             elif node.domain not in _ONNXRUNTIME:
@@ -93,7 +93,7 @@ def _instead(c: Context, op: str) -> str:
     if op == "Attention":
         return "Write attention as MatMul, Softmax, MatMul: export with opset 22 or less."
     if op.endswith("Integer") or op.startswith("QLinear") or op == "DynamicQuantizeLinear":
-        return "Emit one of the flavours for TensorRT, which hold QuantizeLinear and its inverse."
+        return c.export_instead
     return _lower(c)
 
 

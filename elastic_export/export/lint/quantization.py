@@ -14,7 +14,6 @@ from elastic_export.export.lowering.weights import INT8_WEIGHTS
 
 __all__ = ["QUANTIZATION_RULES"]
 
-_FLAVOUR = "Emit one of the flavours for TensorRT from the quantization record."
 _HALF_SCALES = 19
 _UNSIGNED = (ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT4)
 
@@ -45,13 +44,16 @@ def integer_types(c: Context) -> Iterator[Finding]:
         if codes in _UNSIGNED and c.holds("refuses_uint8"):
             what = "weights" if constant is not None else "activations"
             yield c.finding(
-                node, f"It has UINT8 {what}; TensorRT reads INT8.", _FLAVOUR, fact="refuses_uint8"
+                node,
+                f"It has UINT8 {what}; TensorRT reads INT8.",
+                c.export_instead,
+                fact="refuses_uint8",
             )
         elif codes == ir.DataType.INT32 and c.holds("refuses_int32_bias"):
             yield c.finding(
                 node,
                 "It reads INT32, as a quantized bias does.",
-                f"Leave biases in float. {_FLAVOUR}",
+                f"Leave biases in float. {c.export_instead}",
                 fact="refuses_int32_bias",
             )
         elif (
@@ -85,7 +87,7 @@ def zero_points(c: Context) -> Iterator[Finding]:
             yield c.finding(
                 node,
                 f"Its zero point is {what}; TensorRT reads symmetric codes only.",
-                _FLAVOUR,
+                c.export_instead,
                 fact="refuses_zero_points",
             )
         elif zeros is not None and scales is not None and zeros.size != scales.size:
@@ -130,7 +132,7 @@ def scales(c: Context) -> Iterator[Finding]:
             yield c.finding(
                 node,
                 "It has one scale for each channel of an activation.",
-                _FLAVOUR,
+                c.export_instead,
                 source="onnx-tensorrt builtin_op_importers.cpp, per axis for weights only",
             )
 

@@ -15,6 +15,12 @@ KIND = "elastic-export bundle"
 AGAIN = "Copy the bundle to the board again."
 
 
+class Damaged(Cannot):
+    """A bundle that is not as it was built; the same exit code as ``elastic-export`` gives."""
+
+    exit_code = 3
+
+
 class BoardBundle:
     """A bundle whose files are whole.
 
@@ -81,7 +87,8 @@ def open_bundle(folder: str) -> BoardBundle:
     """Read a bundle and compare every file with its manifest.
 
     Raises:
-        Cannot: it is no bundle, or a file is missing or was changed.
+        Cannot: it is no bundle.
+        Damaged: a file is missing or was changed.
     """
     manifest = _json(os.path.join(folder, MANIFEST))
     if manifest.get("kind") != KIND or manifest.get("schema_version") != 1:
@@ -89,9 +96,9 @@ def open_bundle(folder: str) -> BoardBundle:
     for name, entry in sorted(manifest.get("files", {}).items()):
         path = os.path.join(folder, name)
         if not os.path.isfile(path):
-            raise Cannot("In the bundle {} the file {} is missing.".format(folder, name), AGAIN)
+            raise Damaged("In the bundle {} the file {} is missing.".format(folder, name), AGAIN)
         if os.path.getsize(path) != entry["bytes"] or _sha256(path) != entry["sha256"]:
-            raise Cannot("In the bundle {} the file {} was changed.".format(folder, name), AGAIN)
+            raise Damaged("In the bundle {} the file {} was changed.".format(folder, name), AGAIN)
     plan_path = os.path.join(folder, PLAN)
     plan = _json(plan_path) if os.path.isfile(plan_path) else {}
     return BoardBundle(folder, manifest, plan)

@@ -63,7 +63,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         if teller.form == "json":
             print(json.dumps({"error": error.to_json()}))
         sys.stderr.write("{}\n{}\n".format(error.what, error.remedy))
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted; what was finished is in {}.\n".format(chosen.out))
         return 130

@@ -1,6 +1,7 @@
 """The system as the script sees it: files, commands, and what is told to whoever waits."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -29,6 +30,8 @@ __all__ = [
 
 class Cannot(Exception):
     """Something that cannot be done here: what happened, and what to do."""
+
+    exit_code = 1
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -308,9 +311,12 @@ def write_json(path: str, content: Dict[str, Any]) -> None:
     except OSError as error:
         if os.path.exists(draft):
             os.remove(draft)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise Cannot(
             "{} cannot be written: {}.".format(path, error.strerror or error),
-            "Free some space, or name another place with --out or --engine-dir.",
+            "{}another place with --out or --engine-dir.".format(
+                "Free some space, or name " if full else "Name "
+            ),
         )
 
 

@@ -57,7 +57,7 @@ def bench_here(
     Returns:
         ``machine``; ``models``, each with ``model``, ``runner``, ``precision``, ``runs`` (what the
         runner says of itself), ``latency``, ``logits``, ``top1``, ``macs`` (of one
-        image, as the bundle's target computes them), ``engine`` and ``marks``;
+        image; zeros are left out where the runner can), ``engine`` and ``marks``;
         ``chosen`` (bundle to the precision to deploy, and why), ``left_out`` and ``notes``.
 
     Raises:
@@ -120,10 +120,15 @@ def _told(one: Candidate, timing: Timing) -> dict[str, Any]:
         "latency": asdict(timing),
         "logits": one.logits,
         "top1": None if bundle is None else bundle.top1(one.precision),
-        "macs": None if bundle is None else bundle.macs(one.precision),
+        "macs": None if bundle is None else bundle.macs(one.precision, skips=_skips(one)),
         "engine": engine_of(one),
         "marks": one.marks,
     }
+
+
+def _skips(one: Candidate) -> bool:
+    """Tell whether zeros of a 2:4 layer cost nothing: ONNX Runtime's own kernels compute them."""
+    return one.deployed or "tensorrt" in one.runner
 
 
 def _choices(

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-from rich.console import Console
+from io import StringIO
+
+from rich.console import Console, Group
 
 from elastic_export.cli.inspected import readable
+from elastic_export.cli.output import Output
 from elastic_export.cli.tables import facts
 
 
@@ -58,6 +61,14 @@ def test_costs_settings_and_what_is_missing() -> None:
 def test_what_a_file_says_does_not_reach_the_terminal_as_it_is() -> None:
     assert "\x1b" not in _shown({"others": ["\x1b[2Jgone", "[bold]x"], "\x1bname": 1})
     assert "[bold]x" in _shown({"others": ["[bold]x"]})
+
+
+def test_what_a_person_reads_is_no_markup() -> None:
+    shown = StringIO()
+    output = Output(shown, as_json=False, quiet=False, verbose=False)
+    output.result({}, Group("Note: pip install 'elastic-export[rtx]'", facts({"at": ":cat:"})))
+    assert "'elastic-export[rtx]'" in shown.getvalue()
+    assert ":cat:" in shown.getvalue()
 
 
 def test_other_kinds_stay_as_they_are() -> None:

@@ -105,6 +105,7 @@ def test_export_and_bench(descendant: Path, tmp_path: Path) -> None:
         "fp32": True,
         "int8": True,
     }
+    assert "is a folder, where a descendant is needed" in _error("export", folder)
     (folder / told["models"]["fp32"]).write_bytes(b"changed")
     assert _error("bench", folder, code=3)
 

@@ -35,6 +35,10 @@ def test_by_hand_figures_are_printed_and_the_bundle_stays_whole(tmp_path: Path) 
     assert refused.returncode == 1
     assert "would lie in the bundle" in refused.stderr
     assert refused.stdout == ""
+    board.out = Path("/proc/result.json")
+    elsewhere = board.run()
+    assert elsewhere.returncode == 1
+    assert "Name another place" in elsewhere.stderr
     board.out = Path("/dev/full")
     assert "is no file" in board.run().stderr
 
