@@ -1,6 +1,7 @@
 """What the page tells of each target: files, accuracies, engines, checks and notes, as plain cells.
 
-Checks and engines come as free-form records; they are laid out by the keys they have.
+Engines come as free-form records, laid out by the keys they have. Of the checks the page shows what
+a reader compares; ``report.json`` and the bundle's manifest hold every layer.
 """
 
 from __future__ import annotations
@@ -16,6 +17,22 @@ from elastic_export.report.units import MISSING, count, milliseconds, percent, s
 __all__ = ["Grid", "TargetDetails", "cell", "describe_targets", "flat"]
 
 ENGINE_KEYS = ("status", "runtime", "version", "sm", "layers", "seconds", "bytes")
+CHECK_HEADER = (
+    "Descendant",
+    "Precision",
+    "Error against torch",
+    "Allowed",
+    "Same top-1",
+    "2:4 layers",
+    "INT8 layers",
+    "Fused INT8 operators",
+    "Kept in float",
+    "Most clipped",
+    "Largest value",
+    "FP16 headroom, times",
+    "Opset",
+    "Findings of the lint",
+)
 SIGNIFICANT = 3
 
 
@@ -200,10 +217,44 @@ def _engines(own: Sequence[tuple[str, BundleResult]]) -> Grid:
 
 
 def _checks(own: Sequence[tuple[str, BundleResult]]) -> Grid:
-    records = [(name, flat(bundle.checks)) for name, bundle in own if bundle.checks]
-    keys = _ordered((), (record for _, record in records))
-    rows = [(name, *(cell(record.get(key), key) for key in keys)) for name, record in records]
-    return Grid(("Descendant", *keys), tuple(rows)) if rows else Grid()
+    rows = [
+        (name, precision, *_check_cells(record))
+        for name, bundle in own
+        for precision, record in bundle.checks.items()
+    ]
+    return _without_empty_columns(CHECK_HEADER, rows)
+
+
+def _check_cells(record: Mapping[str, Any]) -> tuple[str, ...]:
+    parity, largest = record.get("parity") or {}, record.get("activations") or {}
+    half, clipped = record.get("half") or {}, record.get("clipped") or {}
+    patterns = record.get("patterns")
+    return (
+        cell(parity.get("relative_error")),
+        cell(parity.get("tolerance")),
+        _share(parity.get("top1_agreement")),
+        cell(None if patterns is None else len(patterns)),
+        cell(record.get("int8_layers")),
+        _fused(record.get("fused_ops") or {}),
+        ", ".join(record.get("float_layers") or ()) or MISSING,
+        _share(clipped.get("share"), clipped.get("module")),
+        cell(largest.get("largest")) + (f", {at}" if (at := largest.get("largest_at")) else ""),
+        cell(half.get("headroom")),
+        cell((record.get("opset") or {}).get("opset")),
+        cell(len(record.get("lint") or ()) or None),
+    )
+
+
+def _fused(ops: Mapping[str, int]) -> str:
+    """Name those that ONNX Runtime made of operators between QuantizeLinear and its inverse."""
+    found = (f"{n} {op}" for op, n in ops.items() if "QLinear" in op or "Integer" in op)
+    return ", ".join(found) or MISSING
+
+
+def _share(value: float | None, where: str | None = None) -> str:
+    if value is None:
+        return MISSING
+    return f"{100 * value:.3g} %" + (f", {where}" if where and value else "")
 
 
 def _notes(own: Sequence[tuple[str, BundleResult]]) -> tuple[str, ...]:

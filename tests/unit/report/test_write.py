@@ -15,6 +15,7 @@ from elastic_export.artifacts import files
 from elastic_export.config.result import BuildResult
 from elastic_export.errors import CheckFailed, UserError
 from elastic_export.measure.protocol import MIN_SAMPLES, NEAR_SHARE, TOLERANCE
+from elastic_export.report.details import describe_targets
 from elastic_export.report.load import load_result
 from elastic_export.report.write import write_report
 
@@ -275,3 +276,19 @@ def test_missing_truncated_and_unreadable_files(make_result, tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(UserError):
         load_result(path)
+
+
+def test_checks_are_a_row_for_each_file(make_result):
+    host = describe_targets(make_result(2))[0]
+    table = [dict(zip(host.checks.header, row, strict=True)) for row in host.checks.rows]
+    assert [row["Precision"] for row in table] == ["fp32", "int8"] * 2
+    int8 = next(row for row in table if row["Precision"] == "int8")
+    assert int8["Error against torch"] == "0.0022"
+    assert int8["2:4 layers"] == "16"
+    assert int8["INT8 layers"] == "15"
+    assert int8["Fused INT8 operators"] == "16 QLinearMatMul, 1 MatMulIntegerToFloat"
+    assert int8["Kept in float"] == "patch_embed.proj"
+    assert int8["Most clipped"] == "0.0057 %, blocks.0.mlp.fc1"
+    assert int8["Same top-1"] == "100 %"
+    # No file has any, so there is no column of dashes.
+    assert "Findings of the lint" not in host.checks.header
