@@ -11,6 +11,7 @@ import typer
 from elastic_export.cli.errors import command
 from elastic_export.cli.options import JsonOption, QuietOption, VerboseOption
 from elastic_export.errors import UserError, did_you_mean
+from elastic_export.measure.marks import WRONG_LOGITS
 from elastic_export.pipeline.benching.names import RUNNERS, RunnerName
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _bench_here(output: Output, paths: list[Path], **how: Any) -> None:
         bench_here = pipeline.bench_here
     found = bench_here(paths, **how, progress=output.progress)
     output.result(found, tables(found), short="\n".join(lines(found)))
-    wrong = any("wrong_logits" in model["marks"] for model in found["models"])
+    wrong = any(WRONG_LOGITS in model["marks"] for model in found["models"])
     if wrong or any(one["kind"] == "check" for one in found["left_out"]):
         raise typer.Exit(3)
 
@@ -183,7 +184,7 @@ def _end_badly_where_a_model_did(found: dict[str, Any]) -> None:
     models = [
         model for part in found["boards"].values() for model in part["result"]["models"].values()
     ]
-    if any("wrong_logits" in model["flags"] for model in models if not model.get("error")):
+    if any(WRONG_LOGITS in model["flags"] for model in models if not model.get("error")):
         raise typer.Exit(3)
     if any(model.get("error") for model in models):
         raise typer.Exit(1)

@@ -9,16 +9,12 @@ from elastic_export.config.recipe import MeasureConfig
 from elastic_export.config.result import BundleResult, DescendantResult, Latency
 from elastic_export.config.targets import ResolvedTarget
 from elastic_export.errors import CheckFailed, ElasticExportError, UserError
+from elastic_export.measure.marks import DISTURBED, NO_FIGURE, WRONG_LOGITS
 from elastic_export.pipeline.remote import timing_of
 from elastic_export.pipeline.result import NOT_BUILT
 
 __all__ = ["with_board"]
 
-_NO_FIGURE = {"wrong_logits", "other_runtime"}
-_DOUBTFUL = {
-    "throttled": "the GPU was held back meanwhile",
-    "mode_changed": "the power mode changed meanwhile",
-}
 _RUNTIMES = {"trtexec": "TensorRT", "tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}
 
 
@@ -76,7 +72,7 @@ def _with_models(
     timed = {
         p: model
         for p, model in models.items()
-        if model.get("latency_ms") and not _NO_FIGURE & set(model["flags"])
+        if model.get("latency_ms") and not NO_FIGURE & set(model["flags"])
     }
     choice = part["chosen"].get(name, {})
     board = part["result"]["board"]
@@ -86,7 +82,7 @@ def _with_models(
     notes += [
         f"{p} gives other logits on {part['board']} than here, so its latency is not shown."
         for p, model in models.items()
-        if "wrong_logits" in model["flags"]
+        if WRONG_LOGITS in model["flags"]
     ]
     checks = {
         p: {**checks, "on_board": models[p]["accuracy"]}
@@ -119,7 +115,7 @@ def _latency(
         threads=settings.threads,
         machine=board,
     )
-    doubts = [why for mark, why in _DOUBTFUL.items() if mark in model["flags"]]
+    doubts = [why for mark, why in DISTURBED.items() if mark in model["flags"]]
     return measured.model_copy(
         update={
             "settled": measured.settled and not doubts,
@@ -165,7 +161,7 @@ def _wrong(
     if model.get("error"):
         error = model["error"]
         return UserError(f"{what} was not measured on {board}: {error['what']}", error["remedy"])
-    if "wrong_logits" in model["flags"]:
+    if WRONG_LOGITS in model["flags"]:
         found = model["accuracy"]
         return CheckFailed(
             f"On {board} {what} gives other logits than here (largest relative difference "

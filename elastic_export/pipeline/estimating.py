@@ -21,6 +21,7 @@ from elastic_export.measure.device_fit import DeviceFit, Measurement
 from elastic_export.measure.estimate import Basis, estimate
 from elastic_export.measure.kept_fits import fitted_basis, learn
 from elastic_export.measure.kernel_costs import TURING, Device, device_of
+from elastic_export.measure.marks import SPOILT
 from elastic_export.space.cost import hardware_density
 
 __all__ = ["basis_for", "estimate_bundle", "estimate_latency", "fit_board", "learn_from"]
@@ -260,9 +261,7 @@ def _formed(layer: FusedLayer, sparse: set[str] | None, quantized: set[str]) -> 
 
 def _counts(model: Mapping[str, Any]) -> bool:
     """Tell whether a measurement says something of the target as it is named."""
-    spoilt = {"throttled", "mode_changed", "wrong_logits", "other_runtime"} & set(
-        model.get("flags") or ()
-    )
+    spoilt = SPOILT & set(model.get("flags") or ())
     return not model.get("error") and bool(model.get("settled")) and not spoilt
 
 

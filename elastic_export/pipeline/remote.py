@@ -12,6 +12,7 @@ from elastic_export.engine.bundle import Bundle, load_bundle
 from elastic_export.errors import ElasticExportError, UserError
 from elastic_export.measure.board_match import Wanted, mismatches
 from elastic_export.measure.compare import choose_deployed
+from elastic_export.measure.marks import SPOILT
 from elastic_export.measure.protocol import Timing
 from elastic_export.measure.remote import Parcel, VisitOptions, probe, visit
 from elastic_export.measure.ssh import Board
@@ -21,9 +22,6 @@ from elastic_export.progress import Lanes, Progress, no_progress
 __all__ = ["bench_on", "probe_board", "timing_of", "together"]
 
 T = TypeVar("T")
-
-_NEVER_CHOSEN = {"wrong_logits", "other_runtime", "throttled", "mode_changed"}
-"""Marks of a figure that says nothing for deployment."""
 
 
 def probe_board(
@@ -158,7 +156,7 @@ def _choices(result: dict[str, Any], bundles: Sequence[Bundle]) -> dict[str, dic
             for key, model in result["models"].items()
             if key.rpartition("/")[0] == name
             and model.get("samples_ms")
-            and not _NEVER_CHOSEN & set(model["flags"])
+            and not SPOILT & set(model["flags"])
         }
         chosen, why = choose_deployed(timings, gpu=gpu)
         if chosen is not None:

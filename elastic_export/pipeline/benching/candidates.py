@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from elastic_export.errors import CheckFailed, ElasticExportError, UserError
+from elastic_export.measure.marks import WRONG_LOGITS
 from elastic_export.pipeline.benching.logits import compared
 from elastic_export.pipeline.benching.names import RunnerName
 from elastic_export.pipeline.benching.runners import Made, Make, Settings, makers
@@ -18,7 +19,7 @@ from elastic_export.pipeline.subjects import Subject
 __all__ = ["ON_CPU", "Candidate", "LeftOut", "candidates", "prepare"]
 
 ON_CPU: frozenset[RunnerName] = frozenset({"onnxruntime", "torch"})
-ELSEWHERE, WRONG = "elsewhere", "wrong_logits"
+ELSEWHERE = "elsewhere"
 
 
 @dataclass
@@ -152,7 +153,7 @@ def prepare(
             left_out.append(LeftOut(one.label, one.runner, one.precision, error))
         else:
             if one.logits is not None and not one.logits["ok"]:
-                one.marks.append(WRONG)
+                one.marks.append(WRONG_LOGITS)
             ready.append(one)
         progress.advance(note=one.key)
     progress.finish()

@@ -11,10 +11,10 @@ from elastic_export.config.recipe import MeasureConfig
 from elastic_export.engine.builder import device_name, device_sm
 from elastic_export.measure.compare import choose_deployed
 from elastic_export.measure.machine import describe_machine
+from elastic_export.measure.marks import WRONG_LOGITS
 from elastic_export.measure.protocol import Timing, measure_interleaved
 from elastic_export.pipeline.benching.candidates import (
     ELSEWHERE,
-    WRONG,
     Candidate,
     LeftOut,
     candidates,
@@ -139,7 +139,7 @@ def _choices(
     notes = []
     for label in dict.fromkeys(one.label for one in found if one.deployed):
         mine = [one for one in found if one.label == label and one.deployed]
-        right = {one.precision: timings[one.key] for one in mine if WRONG not in one.marks}
+        right = {one.precision: timings[one.key] for one in mine if WRONG_LOGITS not in one.marks}
         precision, why = choose_deployed(right, gpu=mine[0].on_gpu)
         if precision is None:
             notes.append(f"{label}: no precision is chosen, because {why}")

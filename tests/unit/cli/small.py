@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from elastic_export.elastic import Supernet
 from elastic_export.families import get_family
 from elastic_export.families.registry import family_config
 
-__all__ = ["call", "make_small"]
+__all__ = ["SETTINGS", "call", "make_small", "save_network"]
 
-_SETTINGS = {
+SETTINGS = {
     "image_size": 8,
     "patch_size": 4,
     "in_chans": 1,
@@ -31,16 +32,19 @@ _SETTINGS = {
 
 def make_small(folder: Path, **settings: Any) -> Path:
     """Extract the smallest descendant of an untrained supernet."""
-    family = get_family("vit")
-    config = family_config(family, {**_SETTINGS, **settings})
-    save_supernet(Supernet.create(family, config, seed=0), folder / "net.safetensors")
-    return Path(
-        call("extract", folder / "net.safetensors", "--spec", "min", "--out", folder)["path"]
-    )
+    net = save_network(folder / "net.safetensors", "vit", {**SETTINGS, **settings})
+    return Path(call("extract", net, "--spec", "min", "--out", folder)["path"])
 
 
-def call(command: str, *args: object, code: int = 0) -> Any:
+def save_network(path: Path, name: str, settings: Mapping[str, Any]) -> Path:
+    """Write an untrained supernet of a family; the path."""
+    family = get_family(name)
+    save_supernet(Supernet.create(family, family_config(family, settings), seed=0), path)
+    return path
+
+
+def call(*args: object, code: int = 0) -> Any:
     """Run a command; its JSON document."""
-    told = CliRunner().invoke(app, [command, *map(str, args), "--json"])
+    told = CliRunner().invoke(app, [*map(str, args), "--json"])
     assert told.exit_code == code, told.output
     return json.loads(told.stdout)

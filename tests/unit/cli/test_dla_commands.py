@@ -16,14 +16,9 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from typer.testing import CliRunner
 
-from elastic_export.checkpoints import save_supernet
-from elastic_export.cli.app import app
-from elastic_export.elastic import Supernet
-from elastic_export.families import get_family
-from elastic_export.families.registry import family_config
 from tests.board.machine import STAND_INS
+from tests.unit.cli.small import call, save_network
 
 STAGE = {"block": "basic", "depth": [1], "width": [16], "expand": [1.0]}
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -54,19 +49,10 @@ def descendants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("net")
     found = {}
     for name, settings in NETWORKS.items():
-        family = get_family(name)
-        supernet = Supernet.create(family, family_config(family, settings), seed=0)
-        save_supernet(supernet, folder / f"{name}.safetensors")
-        told = invoke("extract", folder / f"{name}.safetensors", "--out", folder / name)
+        net = save_network(folder / f"{name}.safetensors", name, settings)
+        told = call("extract", net, "--out", folder / name)
         found[name] = Path(told["path"])
     return found
-
-
-def invoke(*args: object, code: int = 0) -> dict[str, Any]:
-    told = CliRunner().invoke(app, [*map(str, args), "--json"])
-    assert told.exit_code == code, told.output
-    document: dict[str, Any] = json.loads(told.stdout)
-    return document
 
 
 def test_list_and_show_tell_of_it(run) -> None:
@@ -128,7 +114,7 @@ def test_a_bundle_goes_to_the_board_and_runs_there(
     version: str,
     pinned: bool,
 ) -> None:
-    told = invoke(
+    told = call(
         "export", descendants[family], "--target", target, "--data", "digits", "--out", tmp_path
     )
     core = "1" if "+dla1" in target else "0"
@@ -212,7 +198,7 @@ def test_a_quantized_file_is_refused_there_and_taken_on_the_gpu(tmp_path: Path) 
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
     )
     for software in ("jp6.2", "jp6.0"):
-        assert invoke("inspect", path, "--target", f"agx-orin-64gb@{software}")["taken"]
-        told = invoke("inspect", path, "--target", f"agx-orin-64gb+dla@{software}", code=3)
+        assert call("inspect", path, "--target", f"agx-orin-64gb@{software}")["taken"]
+        told = call("inspect", path, "--target", f"agx-orin-64gb+dla@{software}", code=3)
         assert not told["taken"]
         assert any("runs no INT8" in finding["problem"] for finding in told["findings"])

@@ -8,67 +8,42 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from elastic_export.checkpoints import save_supernet
-from elastic_export.cli.app import app
-from elastic_export.elastic import Supernet
-from elastic_export.families import get_family
-from elastic_export.families.registry import family_config
+from tests.unit.cli.small import SETTINGS, call, save_network
 
-SETTINGS = {
-    "image_size": 8,
-    "patch_size": 4,
-    "in_chans": 1,
-    "num_classes": 10,
-    "width": [16, 32],
-    "depth": [1, 2],
-    "heads": [1, 2],
-    "head_dim": 16,
-    "mlp_ratio": [1, 2],
-}
+CHOICES = {"depth": [1, 2], "heads": [1, 2], "mlp_ratio": [1, 2]}
 
 
 @pytest.fixture(scope="module")
 def supernet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("net") / "supernet.safetensors"
-    family = get_family("vit")
-    save_supernet(Supernet.create(family, family_config(family, SETTINGS), seed=0), path)
-    return path
-
-
-def _run(*args: object, code: int = 0) -> dict[str, Any]:
-    told = CliRunner().invoke(app, [*map(str, args), "--json"])
-    assert told.exit_code == code, told.output
-    document: dict[str, Any] = json.loads(told.stdout)
-    return document
+    return save_network(path, "vit", {**SETTINGS, **CHOICES})
 
 
 def _error(*args: object, code: int = 1) -> str:
-    error = _run(*args, code=code)["error"]
+    error = call(*args, code=code)["error"]
     return f"{error['what']} {error['fix']}"
 
 
 @pytest.fixture(scope="module")
 def descendant(supernet: Path) -> Path:
-    told = _run("extract", supernet, "--spec", "min", "--out", supernet.parent / "out")
+    told = call("extract", supernet, "--spec", "min", "--out", supernet.parent / "out")
     return Path(told["path"])
 
 
 def test_extract_by_name_by_yaml_and_by_file(supernet: Path, tmp_path: Path) -> None:
-    smallest = _run("extract", supernet, "--spec", "min", "--out", tmp_path)
-    largest = _run("extract", supernet, "--out", tmp_path)
+    smallest = call("extract", supernet, "--spec", "min", "--out", tmp_path)
+    largest = call("extract", supernet, "--out", tmp_path)
     assert Path(smallest["path"]).is_file()
     assert smallest["macs"] < largest["macs"]
     genes = {**smallest["spec"]}
-    by_yaml = _run("extract", supernet, "--spec", json.dumps(genes), "--out", tmp_path)
+    by_yaml = call("extract", supernet, "--spec", json.dumps(genes), "--out", tmp_path)
     assert by_yaml["spec_id"] == smallest["spec_id"]
     (tmp_path / "spec.yaml").write_text(json.dumps(genes))
-    by_file = _run("extract", supernet, "--spec", tmp_path / "spec.yaml", "--out", tmp_path)
+    by_file = call("extract", supernet, "--spec", tmp_path / "spec.yaml", "--out", tmp_path)
     assert by_file["spec_id"] == smallest["spec_id"]
 
 
@@ -85,10 +60,10 @@ def test_bad_checkpoints_and_specs_are_user_errors(supernet: Path, tmp_path: Pat
 
 
 def test_inspect_says_what_each_file_is(supernet: Path, descendant: Path, tmp_path: Path) -> None:
-    assert _run("inspect", supernet)["kind"] == "supernet"
-    assert _run("inspect", descendant)["kind"] == "descendant"
+    assert call("inspect", supernet)["kind"] == "supernet"
+    assert call("inspect", descendant)["kind"] == "descendant"
     torch.save({"weight": torch.zeros(3, 4)}, tmp_path / "other.pth")
-    other = _run("inspect", tmp_path / "other.pth")
+    other = call("inspect", tmp_path / "other.pth")
     assert other["kind"] == "checkpoint"
     assert other["unusable"]["fix"]
     (tmp_path / "text.pth").write_text("no checkpoint")
@@ -96,11 +71,11 @@ def test_inspect_says_what_each_file_is(supernet: Path, descendant: Path, tmp_pa
 
 
 def test_export_and_bench(descendant: Path, tmp_path: Path) -> None:
-    told = _run("export", descendant, "--data", "digits", "--out", tmp_path)
+    told = call("export", descendant, "--data", "digits", "--out", tmp_path)
     folder = Path(told["folder"])
     assert set(told["models"]) == {"fp32", "int8"}
-    assert "bundle" in _run("inspect", folder)["kind"]
-    timed = _run("bench", folder)
+    assert "bundle" in call("inspect", folder)["kind"]
+    timed = call("bench", folder)
     assert {m["precision"]: m["latency"]["median_ms"] > 0 for m in timed["models"]} == {
         "fp32": True,
         "int8": True,
@@ -112,8 +87,8 @@ def test_export_and_bench(descendant: Path, tmp_path: Path) -> None:
 
 def test_only_int8_files_hold_smoothed_weights(descendant: Path, tmp_path: Path) -> None:
     shared = ("export", descendant, "--target", "host-cpu", "--data", "digits")
-    plain = _run(*shared, "--out", tmp_path / "plain")
-    smooth = _run(*shared, "--out", tmp_path / "smooth", "--calibration", "smoothquant")
+    plain = call(*shared, "--out", tmp_path / "plain")
+    smooth = call(*shared, "--out", tmp_path / "smooth", "--calibration", "smoothquant")
     read = {
         (name, precision): (Path(told["folder"]) / file).read_bytes()
         for name, told in (("plain", plain), ("smooth", smooth))
@@ -127,13 +102,13 @@ def test_only_int8_files_hold_smoothed_weights(descendant: Path, tmp_path: Path)
 def test_a_target_without_int8_is_told_before_anything_is_calibrated(
     descendant: Path, tmp_path: Path
 ) -> None:
-    told = _run(
+    told = call(
         "export", descendant, "--target", "jetson-nano", "--data", "digits", "--out", tmp_path
     )
     assert set(told["models"]) == {"fp32", "fp16"}
     assert any("does not run INT8" in note for note in told["notes"])
     # What is fast here says nothing about a board.
-    measured = _run("bench", told["folder"])
+    measured = call("bench", told["folder"])
     assert measured["chosen"] == {}
     assert "another device" in measured["notes"][0]
     # FP16 is the builder's choice there: the file is FP32, and the engine's logits are FP16's.
@@ -146,7 +121,7 @@ def test_fp32_is_held_against_what_the_device_multiplies_in(
 ) -> None:
     """TensorRT uses TF32 from compute capability 8.0 on; ONNX Runtime's CPU never does."""
     for target, fp32 in (("orin-nano-8gb@jp5.1", 2e-2), ("xavier-nx", 1e-4), ("host-cpu", 1e-4)):
-        told = _run("export", descendant, "--target", target, "--out", tmp_path)
+        told = call("export", descendant, "--target", target, "--out", tmp_path)
         manifest = json.loads((Path(told["folder"]) / "manifest.json").read_text())
         assert manifest["sample"]["tolerance"]["fp32"] == fp32
 
@@ -160,7 +135,7 @@ def test_export_needs_real_data_and_a_known_target(descendant: Path, tmp_path: P
 TINY = {
     "schema_version": 1,
     "name": "tiny",
-    "model": {"family": "vit", "config": {**SETTINGS, "pos_std": 0.5}},
+    "model": {"family": "vit", "config": {**SETTINGS, **CHOICES, "pos_std": 0.5}},
     "data": {"dataset": "digits"},
     "train": {"steps": 100000, "batch_size": 16, "checkpoint_every": 5, "random_specs": 0},
     "descend": {"specs": ["min"]},
